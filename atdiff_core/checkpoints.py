@@ -1,0 +1,80 @@
+"""Resumable training state as safetensors and JSON with hashes; never pickle."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atdiff_core.files import read_json, sha256_of, write_json
+from atdiff_core.trainer import TrainConfig, TrainState
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+
+
+def save_checkpoint(state: TrainState, config: TrainConfig, folder: Path) -> None:
+    """Write the state; a crash at any moment leaves the previous checkpoint readable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = folder / f"state-{state.minibatches:09d}.safetensors"
+    save_file(_tensors_of(state), tensors)
+    index = {
+        "format": FORMAT,
+        "key": config.key,
+        "config": config.model_dump(mode="json"),
+        "minibatches": state.minibatches,
+        "file": tensors.name,
+        "sha256": sha256_of(tensors),
+    }
+    write_json(folder / INDEX, index)
+    for older in folder.glob("state-*.safetensors"):
+        if older != tensors:
+            older.unlink()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+def load_checkpoint(config: TrainConfig, folder: Path, device: str = "cpu") -> TrainState:
+    """The state from which training goes on exactly as if it had not stopped.
+
+    Raises:
+        ValueError: The checkpoint is missing, damaged, or of another config.
+    """
+    index = read_json(folder / INDEX)
+    if index.get("format") != FORMAT or index.get("key") != config.key:
+        raise ValueError(
+            f"the checkpoint in {folder} belongs to trial {str(index.get('key'))[:12]}, "
+            f"this run is trial {config.key[:12]}; choose another output folder"
+        )
+    file = folder / index["file"]
+    if not file.is_file() or sha256_of(file) != index["sha256"]:
+        raise ValueError(f"{file} is missing or damaged (its sha256 differs); delete {folder} to start this run again")
+    state = TrainState.fresh(config.but(start_from="scratch"), device=device)
+    _restore(state, load_file(file, device=device))
+    state.minibatches = index["minibatches"]
+    return state
+
+
+def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+
+
+def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    state.network.load_state_dict(part("network."))
+    state.average.load_state_dict(part("average."))
+    slots: dict[int, dict[str, Any]] = {}
+    for name, value in part("optimizer.").items():
+        index, slot = name.split(".", 1)
+        slots.setdefault(int(index), {})[slot] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+

@@ -1,0 +1,1 @@
+"""From pictures to minibatches: sources, shards with an index, and the exact stream."""

@@ -1,0 +1,1 @@
+"""Training objectives: each separates drawing (all randomness) from evaluating (none)."""

@@ -1,0 +1,1 @@
+"""The orchestration of atdiff: Ray, Optuna, MLflow, reports and the command line."""

@@ -1,0 +1,61 @@
+"""The Tune trainable: runs trials in its own process, one after another, without restarting."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ray import tune
+
+from pipeline.records import Assignment, declare, is_complete
+from pipeline.trial import Judged, Places, Trained, run_trial
+from search_spaces.space import TrialConfig
+
+
+def encode(assignment: Assignment, places: Places) -> dict[str, Any]:
+    """The Tune config of a trial: plain JSON values and paths."""
+    return {
+        "config": assignment.config.model_dump(mode="json"),
+        "role": assignment.role,
+        "of": assignment.of,
+        "places": places,
+    }
+
+
+class TrialActor(tune.Trainable):
+    """Each step trains to the next judgement that Tune may act upon.
+
+    The actor is reused: a trial after the first pays for no process, no import and no reference
+    features. Tune's checkpoints are not used; the trial's folder is what an attempt after a
+    crash continues from.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._events.close()  # type: ignore[attr-defined]
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._assignment = Assignment(TrialConfig.model_validate(config["config"]), config["role"], config["of"])
+        places: Places = config["places"]
+        if not is_complete(places.folder):
+            declare(places.folder, self._assignment)
+        self._events: Iterator[Judged | Trained]
+        if self._assignment.config.workers > 1:
+            from pipeline.distributed import run_distributed
+
+            self._events = run_distributed(self._assignment, places)
+        else:
+            self._events = run_trial(self._assignment, places)
+
+    def step(self) -> dict[str, Any]:
+        for event in self._events:
+            if isinstance(event, Judged) and (event.final or self._assignment.may_stop_early):
+                return {
+                    "kpass": event.kpass,
+                    "metric": event.metric,
+                    "final": event.final,
+                    "done": event.final,
+                }
+        raise RuntimeError("a trial ended without its final judgement")

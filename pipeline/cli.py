@@ -1,0 +1,71 @@
+"""``atdiff …``: the commands, and how errors reach a person.
+
+Only the command that runs imports what it needs, so that ``atdiff --help`` answers at once.
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from pipeline.commands import data, inspect, networks, studies
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="How strong must adversarial training of a diffusion model be? Sweep small, fit the law, predict large.",
+)
+app.add_typer(data.app, name="shards")
+app.command("train")(networks.train)
+app.command("sample")(networks.sample)
+app.command("evaluate")(networks.evaluate)
+app.command("sweep")(studies.sweep)
+app.command("law")(studies.law)
+app.command("report")(studies.report)
+app.command("ui")(inspect.ui)
+app.command("doctor")(inspect.doctor)
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Run the command line; people see one line for each mistake, never a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _leave("interrupted; the same command continues", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        _leave(f"{error.name} is not installed; run: pip install 'atdiff[sweep,demo]'", BAD_INPUT)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
+        _leave(f"{error.strerror or error}{where}: {error}" if error.strerror else f"{error}", BAD_INPUT)
+    except ValueError as error:
+        _leave("\n".join(_plain(error)), BAD_INPUT)
+
+
+def _plain(error: ValueError) -> list[str]:
+    """One line for each mistake, with the place and the value."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return [str(error)]
+    lines = []
+    for mistake in error.errors(include_url=False):
+        place = ".".join(str(part) for part in mistake["loc"])
+        message = mistake["msg"].removeprefix("Value error, ")
+        value = "" if "got" in message or isinstance(mistake["input"], dict) else f", got {mistake['input']!r}"
+        lines.append(f"{error.title}: {place + ': ' if place else ''}{message}{value}")
+    return lines
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]atdiff:[/] {escape(message)}", highlight=False)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Ray: started for a sweep on this machine, or joined where a cluster is given."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+OBJECT_STORE_BYTES = 128 * 1024**2
+
+
+@contextmanager
+def ray_session(cpus: int | None = None) -> Iterator[int]:
+    """Yields the number of CPUs trials may use.
+
+    Where ``RAY_ADDRESS`` is set the cluster there is joined and left running; otherwise Ray is
+    started on this machine and stopped at the end. A session that exists already is used.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield int(ray.cluster_resources().get("CPU", 1))
+        return
+    joined = bool(os.environ.get("RAY_ADDRESS"))
+    local = {} if joined else {"num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(include_dashboard=None if joined else False, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; "
+            "unset RAY_ADDRESS to run on this machine"
+        ) from None
+    try:
+        yield int(ray.cluster_resources().get("CPU", 1))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,67 @@
+"""``atdiff sweep``, ``law`` and ``report``: the ladder of studies and what it taught."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+
+Root = Annotated[Path, typer.Option(help="Folder of the sweeps and of the MLflow database.")]
+Finished = Annotated[Path, typer.Argument(help="A sweep's folder, say runs/demo.")]
+
+
+def sweep(
+    space: Annotated[Path, typer.Argument(help="A search space: a Python file, say search_spaces/demo.py.")],
+    root: Root = Path("runs"),
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use here; all of them without it.")] = None,
+) -> None:
+    """Search every resolution of the ladder, fit the law, predict, report. Continues what was interrupted."""
+    import time
+
+    from rich.console import Console
+
+    from pipeline.finish import finish_sweep
+    from pipeline.sweep import run_sweep
+    from pipeline.tuning import Interrupted
+    from search_spaces.space import load_space
+
+    console, began = Console(), time.monotonic()
+    declared = load_space(space)
+    try:
+        result = run_sweep(declared, root, cpus=cpus, console=console)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    finish_sweep(result, _workspace(root / declared.name), f"atdiff sweep {space} --root {root}", console)
+    console.print(f"[dim]{time.monotonic() - began:.0f} s in this call[/]")
+
+
+def law(folder: Finished) -> None:
+    """Print the law that a sweep taught, with its interval."""
+    from rich.console import Console
+
+    from pipeline.report.summary import print_summary
+    from pipeline.results import load_result
+
+    print_summary(load_result(_workspace(folder)), Console())
+
+
+def report(folder: Finished) -> None:
+    """Write the report of a sweep again, finished or not."""
+    from rich.console import Console
+
+    from pipeline.report.page import write_report
+    from pipeline.results import load_result
+
+    workspace = _workspace(folder)
+    written = write_report(load_result(workspace), workspace, command=f"atdiff report {folder}")
+    Console().print(f"report: {written}")
+
+
+def _workspace(folder: Path) -> "Workspace":
+    from pipeline.workspace import Workspace
+
+    if not (folder / "sweep.json").is_file():
+        raise ValueError(f"there is no sweep in {folder}; a sweep's folder holds a sweep.json")
+    return Workspace(folder.parent, folder.name)

@@ -1,0 +1,125 @@
+"""Trials at one resolution: their metric against NFE, and what their attack did."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from atdiff_core.metrics.features import EfficientNetLite0, Inception
+from atdiff_core.samplers import Sampler
+from pipeline.records import TrialRecord
+from pipeline.report.comparisons import adversarial, controls_of, eta_of, family
+from pipeline.report.drawing import (
+    BLACK,
+    GREY,
+    ROLE_COLOURS,
+    blank_figure,
+    log_x,
+    log_y,
+    mark_trial,
+    replay_colours,
+    say,
+    trial_legend,
+)
+from pipeline.results import StudyResult
+
+DISTANCES = {"efflite0_64": EfficientNetLite0.fd_name, "inception": Inception.fd_name}
+"""Name of the Fréchet distance by feature network, as trials record it."""
+
+
+def arms(study: StudyResult) -> dict[str, list[TrialRecord]]:
+    """Base model, controls and leader, each with a record a seed; complete ones only."""
+    found = {"base": [study.base]}
+    if study.leader is not None:
+        found |= {role: controls_of(study, study.leader, role) for role in ("plain", "replay", "random")}
+        found["leader"] = family(study, study.leader)
+    complete = {name: [r for r in records if r.status == "complete"] for name, records in found.items()}
+    return {name: records for name, records in complete.items() if records}
+
+
+def distance_name(study: StudyResult) -> str:
+    evaluation = study.base.assignment.config.evaluation
+    name = "FID" if evaluation.features == "inception" else f"Fréchet distance, {evaluation.features} features"
+    return f"{name}\n({evaluation.samples:,} samples)"
+
+
+def nfe_figure(study: StudyResult) -> Figure:
+    """Metric against network evaluations, one panel a sampler; bands are the extremes over seeds."""
+    samplers = study.base.assignment.config.evaluation.samplers
+    kinds = sorted({sampler.kind for sampler in samplers})
+    figure, panels = blank_figure(5.4, 3.9, len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
+        chosen = sorted((s for s in samplers if s.kind == kind), key=lambda sampler: sampler.nfe)
+        heights = [height for name, records in arms(study).items() for height in _draw_arm(axes, name, records, chosen)]
+        log_x(axes, chosen[0].nfe, chosen[-1].nfe + 1)
+        axes.set_xticks([sampler.nfe for sampler in chosen], [str(sampler.nfe) for sampler in chosen])
+        if heights:
+            log_y(axes, min(heights), max(heights))
+        axes.set_xlabel(f"network evaluations per image ({kind})")
+    panels[0].set_ylabel(distance_name(study))
+    say(panels[0], f"{study.resolution} px: quality against sampling steps (lower is better)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    return figure
+
+
+def _draw_arm(axes: Axes, name: str, records: Sequence[TrialRecord], samplers: Sequence[Sampler]) -> list[float]:
+    """Line and band of one scheme; returns every value drawn."""
+    columns = [[_distance(record, sampler) for record in records] for sampler in samplers]
+    known = [(s.nfe, [v for v in values if v is not None]) for s, values in zip(samplers, columns, strict=True)]
+    known = [(nfe, values) for nfe, values in known if values]
+    steps = [nfe for nfe, _ in known]
+    middles = [sum(values) / len(values) for _, values in known]
+    lows, highs = [min(values) for _, values in known], [max(values) for _, values in known]
+    seeds = "1 seed" if len(records) == 1 else f"{len(records)} seeds"
+    axes.fill_between(steps, lows, highs, color=ROLE_COLOURS[name], alpha=0.15, linewidth=0)
+    style = {"base": ":", "replay": "--", "plain": "-."}.get(name, "-")
+    axes.plot(steps, middles, style, marker="o", markersize=4, color=ROLE_COLOURS[name], label=f"{name} ({seeds})")
+    return [*lows, *highs]
+
+
+def _distance(record: TrialRecord, sampler: Sampler) -> float | None:
+    prefix = DISTANCES[record.assignment.config.evaluation.features]
+    return record.result.get(f"{prefix}/{sampler.kind}_{sampler.nfe}")
+
+
+def attack_figure(study: StudyResult) -> Figure:
+    """Whether the attack raised the loss, and whether the ball stopped it, for every adversarial trial."""
+    figure, (gain, boundary) = blank_figure(5.4, 3.9, 2)
+    trials, colours = adversarial(study), replay_colours(adversarial(study))
+    etas = [eta for trial in trials if (eta := eta_of(trial))]
+    for axes, curve in ((gain, "train/attack_gain"), (boundary, "train/boundary_fraction")):
+        for trial in trials:
+            value, eta = trial.last(curve), eta_of(trial)
+            count = trial.assignment.config.train.perturbation.steps_per_minibatch
+            if value is not None and eta is not None:
+                mark_trial(axes, trial, eta, value, colours[count])
+        if etas:
+            log_x(axes, min(etas), max(etas))
+        axes.set_xlabel("strength η")
+    gain.axhline(1, color=BLACK, linestyle="--", linewidth=1)
+    gain.set_ylabel("attack gain, loss(δ) / loss(0)")
+    boundary.set_ylabel("samples on the boundary")
+    boundary.set_ylim(-0.05, 1.05)
+    boundary.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for control in study.of_role("random"):
+        value, eta = control.last("train/attack_gain"), eta_of(control)
+        if value is not None and eta is not None:
+            gain.plot([eta], [value], "D", color=ROLE_COLOURS["random"], markersize=5, zorder=5)
+    figure.suptitle(_attack_title(study, trials), x=0.02, ha="left", fontsize=11, fontweight="bold")
+    handles = trial_legend(trials)
+    if study.of_role("random"):
+        handles += gain.plot([], [], "D", color=ROLE_COLOURS["random"], label="random direction")
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    else:
+        gain.text(0.5, 0.5, "no adversarial trial yet", transform=gain.transAxes, ha="center", color=GREY)
+    return figure
+
+
+def _attack_title(study: StudyResult, trials: Sequence[TrialRecord]) -> str:
+    gains = [gain for trial in trials if (gain := trial.last("train/attack_gain")) is not None]
+    raised = sum(gain > 1 for gain in gains)
+    return f"{study.resolution} px: the attack raised the loss in {raised} of {len(gains)} trials"

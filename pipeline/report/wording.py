@@ -1,0 +1,167 @@
+"""Results in plain words, each number with its uncertainty."""
+
+import math
+
+from atdiff_core.laws import LawRefused, PowerLaw, min_rungs
+from atdiff_core.response import min_etas
+from pipeline.report.comparisons import interval, pooled
+from pipeline.results import Comparison, StudyResult, SweepResult
+
+VERDICTS = {
+    "optimum": "optimum found",
+    "flat": "no optimum: cannot be told from flat",
+    "falling": "no optimum: still falling, or level, at the largest η searched",
+    "rising": "no optimum: rising, or level, from the smallest η searched",
+    "not_better": "a minimum, but not told apart from the control",
+    "too_few": "too few trials",
+}
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents where people expect none, with a real minus."""
+    digits = f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    return digits.replace("-", "−")
+
+
+def between(low: float, high: float) -> str:
+    return f"95 %: {number(low)} to {number(high)}"
+
+
+def percent(effect: float, digits: int = 1) -> str:
+    """A log ratio as a change in per cent."""
+    change = 100 * math.expm1(effect)
+    size = f"{change:+.{digits}f}" if abs(change) < 1000 else f"{change:+.2g}"
+    return f"{size.replace('-', '−')} %"
+
+
+def percent_interval(effect: float, low: float, high: float) -> str:
+    return f"{percent(effect)} (95 %: {percent(low)} to {percent(high)})"
+
+
+def verdict_of(study: StudyResult) -> str:
+    """The verdict on a resolution; ``too_few`` where no response could be fitted."""
+    return study.response.optimum.verdict if study.response else "too_few"
+
+
+def reason_of(study: StudyResult) -> str:
+    if study.response:
+        return study.response.optimum.reason
+    etas = {one.eta for one in study.observations}
+    return (
+        f"{len(study.observations)} judged trials at {len(etas)} different eta that have a replay control; "
+        f"a response needs {min_etas} different eta"
+    )
+
+
+def study_title(study: StudyResult) -> str:
+    """What a resolution showed, short enough for the title of a figure."""
+    if study.response is None or not study.response.optimum.found:
+        return f"{study.resolution} px: {VERDICTS[verdict_of(study)]}"
+    best = study.response.optimum
+    return f"{study.resolution} px: best at η = {number(best.eta)} ({between(best.low, best.high)})"
+
+
+def law_title(result: SweepResult) -> str:
+    if isinstance(result.law, LawRefused):
+        found, asked = len(found_studies(result)), len(result.space.ladder)
+        return f"No power law: {found} of {asked} resolutions show an optimum, {min_rungs} are needed"
+    law = result.law
+    return f"η* goes with D to the power {number(law.exponent)} ({between(law.exponent_low, law.exponent_high)})"
+
+
+def found_studies(result: SweepResult) -> list[StudyResult]:
+    return [study for study in result.studies if study.response and study.response.optimum.found]
+
+
+def law_sentence(result: SweepResult) -> str:
+    """The law and its prediction, or why there is none."""
+    law = result.law
+    if isinstance(law, LawRefused):
+        found, asked = len(found_studies(result)), len(result.space.ladder)
+        return (
+            f"There is no law, and so no prediction: it needs an optimum at {min_rungs} resolutions or more, "
+            f"and {found} of the {asked} of this ladder show one."
+        )
+    at = law.predict(result.space.dimension(result.space.predict_at))
+    zero = "" if law.rejects(0) else " One amplitude for all resolutions (exponent 0) is not excluded."
+    return (
+        f"The best strength follows η* ∝ D^b with b = {number(law.exponent)} "
+        f"({between(law.exponent_low, law.exponent_high)}), fitted to {len(law.rungs)} of "
+        f"{len(result.space.ladder)} resolutions. At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
+        f"η* = {number(at.eta)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
+    )
+
+
+def best_sentence(result: SweepResult) -> str:
+    """Whether AT at its best beats the replay control."""
+    if not result.studies:
+        return "No resolution has been searched yet."
+    found = found_studies(result)
+    without = [f"{s.resolution} px ({VERDICTS[verdict_of(s)]})" for s in result.studies if s not in found]
+    if not found:
+        return f"No optimum could be told apart from the replay control: {', '.join(without)}."
+    effects = [
+        f"{percent_interval(best.effect, best.effect_low, best.effect_high)} at {study.resolution} px"
+        for study in found
+        if study.response and (best := study.response.optimum)
+    ]
+    text = f"At the best strength AT changes the metric against the replay control by {', '.join(effects)}."
+    return text + (f" No optimum could be told apart at {', '.join(without)}." if without else "")
+
+
+def controls_sentence(result: SweepResult) -> str:
+    """The leading trials against every control, over all resolutions and seeds."""
+    names = {"replay": "replays without perturbation", "plain": "plain training", "random": "random directions"}
+    parts = []
+    for role in ("replay", "plain", "random"):
+        comparison = pooled(result, role)
+        if comparison is not None:
+            parts.append(f"{percent(comparison.effect)} against {names[role]} ({certainty(comparison)})")
+    if not parts:
+        return "No trial has been judged together with its controls yet."
+    return f"The leading trials, averaged over resolutions and seeds: {'; '.join(parts)}."
+
+
+def certainty(comparison: Comparison) -> str:
+    """Interval and verdict of a paired comparison; a single pair has neither."""
+    limits = interval(comparison)
+    if limits is None:
+        return "a single seed, no interval"
+    apart = "better" if limits[1] < 0 else "worse" if limits[0] > 0 else "not told apart"
+    return f"95 %: {percent(limits[0])} to {percent(limits[1])}, {comparison.seeds} pairs: {apart}"
+
+
+def study_sentence(study: StudyResult) -> str:
+    """The verdict on one resolution."""
+    best = study.response.optimum if study.response else None
+    if best is None or not best.found:
+        return f"{VERDICTS[verdict_of(study)].capitalize()}: {reason_of(study)}."
+    effect = percent_interval(best.effect, best.effect_low, best.effect_high)
+    return (
+        f"The best strength is η* = {number(best.eta)} ({between(best.low, best.high)}), where AT changes the metric "
+        f"against the replay control by {effect}: {best.reason}."
+    )
+
+
+def unfinished_sentence(result: SweepResult) -> str:
+    """What is still missing from the sweep; empty once it is finished."""
+    missing = sorted(set(result.space.ladder) - {study.resolution for study in result.studies})
+    running = sum(trial.status == "running" for trial in result.trials)
+    short = [s.resolution for s in result.studies if len(s.of_role("search")) < result.space.trials]
+    parts = [f"{running} trials have not ended"] if running else []
+    parts += [f"no study yet at {_pixels(missing)}"] if missing else []
+    parts += [f"fewer search trials than the {result.space.trials} asked for at {_pixels(short)}"] if short else []
+    return f"This sweep is not finished: {'; '.join(parts)}." if parts else ""
+
+
+def hypotheses(law: PowerLaw) -> list[tuple[str, float, bool]]:
+    """Exponents somebody may expect: in words, as an exponent of the amplitude, and whether it is rejected."""
+    return [
+        ("one amplitude per element for all resolutions: raw l₂ radius ∝ √D", 0.0, law.rejects(0)),
+        ("one raw l₂ radius for all resolutions", -0.5, law.rejects(0, "l2")),
+        ("one raw l₁ radius for all resolutions", -1.0, law.rejects(0, "l1")),
+    ]
+
+
+def _pixels(resolutions: list[int]) -> str:
+    return ", ".join(f"{resolution} px" for resolution in resolutions)

@@ -1,0 +1,105 @@
+"""The ladder of studies: base models, searches, the law, the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.tune.schedulers import TrialScheduler
+from rich.console import Console
+
+from atdiff_core.data.stream import ShardSet, open_shards
+from pipeline.cluster import ray_session
+from pipeline.programme import FixedProgramme, Programme
+from pipeline.records import SNAPSHOT, TRIAL, Assignment
+from pipeline.results import SweepResult, load_result
+from pipeline.study import StudyProgramme
+from pipeline.tracking import Tracker
+from pipeline.trial import Places
+from pipeline.tuning import run_programme, trial_scheduler
+from pipeline.workspace import Workspace
+from search_spaces.space import Space, TrialConfig
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One resolution of the ladder: its data and its base model."""
+
+    shards: ShardSet
+    folder: Path
+    base: TrialConfig
+
+
+def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Console | None = None) -> SweepResult:
+    """Run a sweep, or continue it: the same call after any interruption.
+
+    Everything is checked before anything starts. Finished trials are never run again.
+
+    Args:
+        root: Folder that holds sweeps, one below the other, and the MLflow database.
+        cpus: CPUs to use on this machine, all of them where ``None``.
+
+    Raises:
+        ValueError: Missing shards, or the name belongs to another configuration.
+        Interrupted: Ctrl-C.
+    """
+    console = console or Console()
+    workspace = Workspace(root, space.name)
+    rungs = {resolution: _rung(space, resolution) for resolution in space.ladder}
+    workspace.claim(space)
+    tracker = Tracker(workspace, space)
+    tracker.copy_all(_folders(workspace))  # What a killed driver did not copy.
+
+    def places_of(assignment: Assignment) -> Places:
+        rung = rungs[assignment.config.train.network.resolution]
+        return Places(
+            shards=rung.folder.resolve(),
+            folder=workspace.trial(assignment.key).resolve(),
+            start=(workspace.trial(rung.base.key) / SNAPSHOT).resolve(),
+            cache=workspace.cache.resolve(),
+        )
+
+    with ray_session(cpus) as available:
+
+        def run(programme: Programme, title: str, scheduler: TrialScheduler | None) -> None:
+            run_programme(
+                programme,
+                places_of,
+                title=title,
+                storage=workspace.folder / "ray",
+                cpus=available,
+                workers=space.workers,
+                scheduler=scheduler,
+                on_change=tracker.copy_trial,
+                console=console,
+            )
+
+        bases = _base_programme(list(rungs.values()), workspace)
+        run(bases, "base models", None)
+        if bases.failed:
+            raise ValueError(f"{len(bases.failed)} base models failed; see status.json in {workspace.folder / 'trials'}")
+        for resolution, rung in rungs.items():
+            programme = StudyProgramme(space, rung.base, workspace.study_uri)
+            run(programme, f"study {resolution}px", trial_scheduler(space))
+    tracker.copy_all(_folders(workspace))
+    return load_result(workspace)
+
+
+def _rung(space: Space, resolution: int) -> Rung:
+    folder = Path(space.shards) / f"{resolution}px"
+    shards = open_shards(folder)
+    if shards.image_channels != space.network.image_channels:
+        raise ValueError(
+            f"the network takes {space.network.image_channels} channels, {folder} holds {shards.image_channels}"
+        )
+    return Rung(shards, folder, space.base_config(resolution, shards.fingerprint))
+
+
+def _base_programme(rungs: Sequence[Rung], workspace: Workspace) -> FixedProgramme:
+    """Base models, the largest first, so that no core waits long for the last one."""
+    largest_first = sorted(rungs, key=lambda rung: -rung.shards.resolution)
+    assignments = [Assignment(rung.base, "base") for rung in largest_first]
+    return FixedProgramme(assignments, {each.key: workspace.trial(each.key) for each in assignments})
+
+
+def _folders(workspace: Workspace) -> list[Path]:
+    return sorted(file.parent for file in (workspace.folder / "trials").glob(f"*/{TRIAL}"))

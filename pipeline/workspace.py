@@ -1,0 +1,92 @@
+"""Where a sweep keeps its files, and what it was run on."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from atdiff_core.files import read_json, write_json
+from search_spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of one sweep, inside a root that several sweeps share.
+
+    Attributes:
+        root: Holds the MLflow database, the cache of reference features, and one folder a sweep.
+        name: The sweep.
+    """
+
+    root: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+
+    @property
+    def study_uri(self) -> str:
+        return f"sqlite:///{(self.folder / 'study.db').resolve()}"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def law(self) -> Path:
+        return self.folder / "law.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    def trial(self, key: str) -> Path:
+        """Folder of the trial with this key; the key's first 16 digits name it."""
+        return self.folder / "trials" / key[:16]
+
+    def claim(self, space: Space) -> None:
+        """Take the folder for a space, or continue in it.
+
+        Raises:
+            ValueError: The name was used for another configuration.
+        """
+        declaration = self.folder / "sweep.json"
+        content = space.model_dump(mode="json", exclude={"shards"})
+        if not declaration.exists():
+            write_json(declaration, content | {"shards": space.shards})
+            return
+        earlier = read_json(declaration)
+        earlier.pop("shards", None)
+        changed = sorted(name for name in content if earlier.get(name) != content[name])
+        if changed:
+            raise ValueError(
+                f"the sweep {self.name!r} in {self.root} was started with another configuration "
+                f"(different: {', '.join(changed)}); give the space another name or another --root"
+            )
+
+    def space(self) -> Space:
+        """The space that this folder was claimed for."""
+        return Space.model_validate(read_json(self.folder / "sweep.json"))
+
+
+def machine() -> dict[str, str]:
+    """What the sweep runs on, for the report and MLflow."""
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "accelerator": accelerator,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,159 @@
+"""What may vary in a study, and how a sampled point becomes a perturbation."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from atdiff_core.balls import BALLS, Ball, ball_of
+from atdiff_core.config import Config
+from atdiff_core.perturbations import FreeAT
+
+Point = dict[str, float | int | str]
+"""One value for each searched name, as a searcher samples it."""
+
+
+class Range(Config):
+    """An interval of real numbers, searched on a logarithmic scale if ``log``."""
+
+    kind: Literal["range"] = "range"
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_an_interval(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"a range needs low < high, got {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low > 0, got {self.low}")
+        return self
+
+
+class Choice(Config):
+    """One of several values; a single value fixes it."""
+
+    kind: Literal["choice"] = "choice"
+    values: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
+
+
+Domain = Annotated[Range | Choice, Field(discriminator="kind")]
+
+
+def log_range(low: float, high: float) -> Range:
+    return Range(low=low, high=high, log=True)
+
+
+def choice(*values: int | float | str) -> Choice:
+    return Choice(values=values)
+
+
+class _Domains(Config):
+    def searched(self) -> dict[str, Domain]:
+        """The domains that really vary, by name."""
+        named = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        return {name: d for name, d in named.items() if isinstance(d, Range) or len(d.values) > 1}
+
+    def fixed(self) -> Point:
+        """The names that have one value only."""
+        named = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        return {name: d.values[0] for name, d in named.items() if isinstance(d, Choice) and len(d.values) == 1}
+
+    @model_validator(mode="after")
+    def _vary(self) -> Self:
+        if not self.searched():
+            raise ValueError(f"a search space needs at least one domain that varies, got only {self.fixed()}")
+        return self
+
+    def replay_counts(self) -> tuple[int, ...]:
+        """Every K that a trial of this space can have."""
+        raise NotImplementedError
+
+    def eta_range(self) -> tuple[float, float]:
+        """The radii searched, lowest and highest, as they are written (amplitude, or raw)."""
+        eta: Domain = getattr(self, "eta")  # noqa: B009
+        if isinstance(eta, Range):
+            return eta.low, eta.high
+        numbers = [float(value) for value in eta.values]
+        return min(numbers), max(numbers)
+
+
+def _counts(domain: Domain) -> tuple[int, ...]:
+    if isinstance(domain, Range):
+        return tuple(range(round(domain.low), round(domain.high) + 1))
+    return tuple(int(value) for value in domain.values)
+
+
+def _check_replays_and_norms(num_replays: Domain, norm: Choice) -> None:
+    if min(_counts(num_replays)) < 2:
+        raise ValueError(f"num_replays must be >= 2 for an ascent to happen, got {min(_counts(num_replays))}")
+    for name in norm.values:
+        if name not in BALLS:
+            raise ValueError(f"norm must be one of {', '.join(BALLS)}, got {name!r}")
+
+
+class ReachDomains(_Domains):
+    """Free-AT by radius, replays, reach and norm, in amplitude per element.
+
+    Attributes:
+        eta: Radius of the ball.
+        num_replays: K, at least 2.
+        reach: rho = (K - 1) alpha / eta. Below 1 the boundary cannot be reached. The step
+            alpha is derived from it, so that no part of the space is dead.
+        norm: ``l1``, ``l2`` or ``linf``.
+    """
+
+    kind: Literal["reach"] = "reach"
+    eta: Domain
+    num_replays: Domain = Choice(values=(3,))
+    reach: Domain = Choice(values=(1.0,))
+    norm: Choice = Choice(values=("l2",))
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_replays_and_norms(self.num_replays, self.norm)
+        return self
+
+    def replay_counts(self) -> tuple[int, ...]:
+        return _counts(self.num_replays)
+
+    def perturbation(self, point: Point, dimension: int) -> FreeAT:
+        """The scheme at a point; the searched names of ``point`` complete the fixed ones."""
+        values = {**self.fixed(), **point}
+        eta, replays = float(values["eta"]), int(values["num_replays"])
+        step_size = float(values["reach"]) * eta / (replays - 1)
+        return FreeAT(ball=ball_of(str(values["norm"]), eta), num_replays=replays, step_size=step_size)
+
+
+class RawDomains(_Domains):
+    """Free-AT by the papers' own numbers: raw norms of delta, images in [-1, 1].
+
+    Attributes:
+        alpha: Norm of one ascent step (0.1 for CIFAR-10 in AT_Diff).
+        eta: Radius of the ball, as a norm. Where it exceeds (K - 1) alpha it does nothing.
+        num_replays: K, at least 2.
+        norm: ``l1``, ``l2`` or ``linf``.
+    """
+
+    kind: Literal["raw"] = "raw"
+    alpha: Domain
+    eta: Domain
+    num_replays: Domain = Choice(values=(3,))
+    norm: Choice = Choice(values=("l2",))
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_replays_and_norms(self.num_replays, self.norm)
+        return self
+
+    def replay_counts(self) -> tuple[int, ...]:
+        return _counts(self.num_replays)
+
+    def perturbation(self, point: Point, dimension: int) -> FreeAT:
+        values = {**self.fixed(), **point}
+        norm = str(values["norm"])
+        unit = BALLS[norm].raw(1.0, dimension)
+        ball: Ball = ball_of(norm, float(values["eta"]) / unit)
+        return FreeAT(ball=ball, num_replays=int(values["num_replays"]), step_size=float(values["alpha"]) / unit)
+
+
+Domains = Annotated[ReachDomains | RawDomains, Field(discriminator="kind")]

@@ -1,0 +1,181 @@
+"""A study of AT strength along a ladder of resolutions, as one frozen declaration."""
+
+import runpy
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from atdiff_core.config import Config
+from atdiff_core.metrics.evaluation import EvaluationConfig
+from atdiff_core.networks import UNet
+from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.optimization import Optimization
+from atdiff_core.perturbations import Perturbation, Unperturbed
+from atdiff_core.trainer import TrainConfig
+from search_spaces.domains import Domains, Point
+
+
+class Phase(Config):
+    """A stretch of training.
+
+    Attributes:
+        budget_kpass: Thousand passes.
+        optimization: Optimizer and schedules over them.
+    """
+
+    budget_kpass: Annotated[float, Field(gt=0)]
+    optimization: Optimization
+
+
+class Stopping(Config):
+    """Early stopping of search trials by ASHA, on ``kpass``; controls are never stopped.
+
+    Attributes:
+        rung: Fraction of the budget after which a trial is judged; 1 switches it off.
+        keep: Fraction of trials kept at the rung. The law needs the shape of the response, not
+            only its best point: keep most of them.
+    """
+
+    rung: Annotated[float, Field(gt=0, le=1)] = 0.5
+    keep: Annotated[float, Field(gt=0, lt=1)] = 0.75
+
+
+class Replication(Config):
+    """Repetition of the leading trials, each with its controls.
+
+    Attributes:
+        leaders: How many of the best trials are repeated.
+        seeds: Seeds each of them has in the end, the search's own included.
+    """
+
+    leaders: Annotated[int, Field(ge=1)] = 2
+    seeds: Annotated[int, Field(ge=1)] = 2
+
+
+class TrialConfig(Config):
+    """One training run and how it is judged: the unit of a sweep.
+
+    Attributes:
+        train: Everything that decides the weights.
+        evaluation: Everything that decides the figures.
+        rung: Fraction of the budget at which it is judged for the first time.
+        workers: Ranks. With one the trial runs in Tune's own actor, with more under Ray Train.
+    """
+
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    rung: Annotated[float, Field(gt=0, le=1)] = 1.0
+    workers: Annotated[int, Field(ge=1)] = 1
+
+
+class Space(Config):
+    """What is searched, on which ladder, with which budget.
+
+    Attributes:
+        name: Names the sweep; one name, one configuration.
+        shards: Folder that holds ``<resolution>px`` shard sets. Not part of any trial's key:
+            the fingerprint of the shards is.
+        ladder: Resolutions, in pixels, ascending.
+        predict_at: Resolution whose eta* is predicted, not searched.
+        network: The U-Net; its resolution is replaced by each of the ladder's.
+        objective: The loss.
+        pretraining: From random weights to the base model of each resolution.
+        finetuning: From the base model to a trial.
+        batch_size: Images a minibatch.
+        domains: What varies.
+        evaluation: How networks are judged; its first sampler gives the trial metric, the
+            distance (Fréchet) of its samples to the dataset.
+        trials: Search trials at each resolution.
+        stopping: Early stopping of search trials.
+        replication: Repetition of the leaders.
+        workers: Ranks of each trial.
+        seed: Seed of the search; trials of the search itself all train with seed 0.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    shards: str
+    ladder: Annotated[tuple[int, ...], Field(min_length=1)]
+    predict_at: int
+    network: UNet
+    objective: Denoising = Denoising()
+    pretraining: Phase
+    finetuning: Phase
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    domains: Domains
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trials: Annotated[int, Field(ge=1)] = 12
+    stopping: Stopping = Stopping()
+    replication: Replication = Replication()
+    workers: Annotated[int, Field(ge=1)] = 1
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if list(self.ladder) != sorted(set(self.ladder)):
+            raise ValueError(f"ladder must ascend without repetition, got {self.ladder}")
+        for resolution in (*self.ladder, self.predict_at):
+            self.network.but(resolution=resolution)
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
+        for replays in self.domains.replay_counts():
+            minibatch = replays * self.batch_size / 1000
+            if self.finetuning.budget_kpass * self.stopping.rung < minibatch:
+                raise ValueError(
+                    f"finetuning.budget_kpass up to the rung must pay for a minibatch of K = {replays} replays "
+                    f"({minibatch:g} kpass), got {self.finetuning.budget_kpass} x {self.stopping.rung}"
+                )
+        return self
+
+    def dimension(self, resolution: int) -> int:
+        """Elements of one image, D."""
+        return self.network.image_channels * resolution**2
+
+    def base_config(self, resolution: int, dataset: str) -> TrialConfig:
+        """The base model of a resolution, trained once and fine-tuned by every trial."""
+        train = TrainConfig(
+            network=self.network.but(resolution=resolution),
+            objective=self.objective,
+            perturbation=Unperturbed(),
+            optimization=self.pretraining.optimization,
+            dataset=dataset,
+            batch_size=self.batch_size,
+            budget_kpass=self.pretraining.budget_kpass,
+        )
+        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+
+    def trial_config(self, base: TrialConfig, perturbation: Perturbation, seed: int = 0) -> TrialConfig:
+        """Fine-tuning of the base model under a perturbation."""
+        train = base.train.but(
+            perturbation=perturbation,
+            optimization=self.finetuning.optimization,
+            start_from=base.train.key,
+            budget_kpass=self.finetuning.budget_kpass,
+            seed=seed,
+        )
+        return TrialConfig(
+            train=train, evaluation=self.evaluation, rung=self.stopping.rung, workers=self.workers
+        )
+
+    def at(self, base: TrialConfig, point: Point, seed: int = 0) -> TrialConfig:
+        """The trial at a sampled point."""
+        return self.trial_config(base, self.domains.perturbation(point, base.train.network.dimension), seed)
+
+
+def load_space(path: Path) -> Space:
+    """The ``space`` of a Python file.
+
+    Raises:
+        ValueError: The file is missing, fails, or defines no valid ``space``.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no search space at {path}")
+    try:
+        space = runpy.run_path(str(path)).get("space")
+    except ValidationError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} could not be run: {type(error).__name__}: {error}") from error
+    if not isinstance(space, Space):
+        raise ValueError(f"{path} must define `space = Space(...)`, got {type(space).__name__}")
+    return space

@@ -1,0 +1,206 @@
+"""Sets of shards on disk: writing, resuming, and the index."""
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from atdiff_core.data.index import INDEX_FILE, load_index, set_folder
+from atdiff_core.data.sources import ArraySource, Source
+from atdiff_core.data.writing import SETTINGS_FILE, write_shards
+
+
+def tiny_source(num_samples: int = 23, *, seed: int = 0) -> ArraySource:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (num_samples, 32, 32), dtype=np.uint8)
+    labels = random.integers(0, 3, num_samples, dtype=np.uint8)
+    return ArraySource("tiny", "CC0", ["a", "b", "c"], images, labels)
+
+
+def write(source: Source, out: Path, *resolutions: int, samples_per_shard: int = 10, seed: int = 0) -> None:
+    writing = write_shards(source, out, resolutions, image_channels=1, samples_per_shard=samples_per_shard, seed=seed)
+    assert list(writing)[-1].done == len(source)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def edit_index(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / INDEX_FILE).read_text())
+    (folder / INDEX_FILE).write_text(json.dumps({**content, **changes}))
+
+
+class TestWriting:
+    def test_writing_twice_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        for name in ("first", "second"):
+            write(tiny_source(), tmp_path / name, 8, 16)
+        assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
+        assert sorted(hashes(tmp_path / "first"))[:4] == [
+            "16px/000000.tar",
+            "16px/000001.tar",
+            "16px/000002.tar",
+            "16px/index.json",
+        ]
+
+    def test_the_webdataset_library_reads_the_shards(self, tmp_path: Path) -> None:
+        source = tiny_source()
+        write(source, tmp_path, 32)
+        urls = [str(file) for file in sorted((tmp_path / "32px").glob("*.tar"))]
+        dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("l8").to_tuple("__key__", "png", "cls")
+        found = {key: (image, label) for key, image, label in dataset}
+        assert len(found) == len(source)
+        for image, label, key in source:
+            assert np.array_equal(found[key][0], np.asarray(image))
+            assert found[key][1] == label
+
+    def test_samples_are_shuffled_once_by_the_seed(self, tmp_path: Path) -> None:
+        for seed in (0, 1):
+            write(tiny_source(), tmp_path / str(seed), 8, seed=seed)
+        assert load_index(tmp_path / "0" / "8px").fingerprint != load_index(tmp_path / "1" / "8px").fingerprint
+
+    @pytest.mark.parametrize("stop_after", [1, 9, 10, 15, 22, 23])
+    def test_a_writing_that_was_interrupted_is_finished_by_the_same_call(self, tmp_path: Path, stop_after: int) -> None:
+        write(tiny_source(), tmp_path / "straight", 8, 16)
+        out = tmp_path / "interrupted"
+        writing = write_shards(tiny_source(), out, [8, 16], image_channels=1, samples_per_shard=10)
+        for _ in range(stop_after):
+            next(writing)
+        writing.close()  # type: ignore[attr-defined]
+        assert not (out / "8px" / INDEX_FILE).exists()
+        assert {file.name for file in (out / "8px").iterdir() if file.suffix != ".tar"} == {SETTINGS_FILE}
+        write(tiny_source(), out, 8, 16)
+        assert hashes(out) == hashes(tmp_path / "straight")
+
+    def test_shards_that_are_whole_are_not_written_again(self, tmp_path: Path) -> None:
+        writing = write_shards(tiny_source(), tmp_path, [8], image_channels=1, samples_per_shard=10)
+        for _ in range(15):
+            next(writing)
+        writing.close()  # type: ignore[attr-defined]
+        before = (tmp_path / "8px" / "000000.tar").stat().st_mtime_ns
+        write(tiny_source(), tmp_path, 8)
+        assert (tmp_path / "8px" / "000000.tar").stat().st_mtime_ns == before
+
+    def test_a_finished_set_is_left_alone_while_a_new_resolution_is_added(self, tmp_path: Path) -> None:
+        write(tiny_source(), tmp_path, 8)
+        before = (tmp_path / "8px" / INDEX_FILE).stat().st_mtime_ns
+        write(tiny_source(), tmp_path, 8)
+        write(tiny_source(), tmp_path, 8, 16)
+        assert (tmp_path / "8px" / INDEX_FILE).stat().st_mtime_ns == before
+        assert load_index(tmp_path / "16px").num_samples == 23
+
+    def test_another_set_in_the_same_place_is_refused_with_both_settings(self, tmp_path: Path) -> None:
+        write(tiny_source(), tmp_path, 8)
+        with pytest.raises(ValueError, match=r"seed is 0, asked for 5\); choose another --out"):
+            write(tiny_source(), tmp_path, 8, seed=5)
+        with pytest.raises(ValueError, match=r"source_key is [0-9a-f]{64}, asked for [0-9a-f]{64}"):
+            write(tiny_source(seed=1), tmp_path, 8)
+
+    def test_an_unfinished_set_of_other_settings_is_refused(self, tmp_path: Path) -> None:
+        next(write_shards(tiny_source(), tmp_path, [8], image_channels=1))
+        with pytest.raises(ValueError, match="samples_per_shard is 1000, asked for 7"):
+            write(tiny_source(), tmp_path, 8, samples_per_shard=7)
+        (tmp_path / "8px" / SETTINGS_FILE).write_text("{}")
+        with pytest.raises(ValueError, match=r"unfinished\.json: damaged"):
+            write(tiny_source(), tmp_path, 8)
+
+    def test_tars_of_someone_else_are_never_overwritten(self, tmp_path: Path) -> None:
+        (tmp_path / "8px").mkdir()
+        (tmp_path / "8px" / "000000.tar").write_bytes(b"precious")
+        with pytest.raises(ValueError, match="tars of unknown origin; choose another --out"):
+            write(tiny_source(), tmp_path, 8)
+        assert (tmp_path / "8px" / "000000.tar").read_bytes() == b"precious"
+
+    def test_arguments_out_of_range_are_refused_before_anything_is_written(self, tmp_path: Path) -> None:
+        for resolutions in ([], [0], [8, 8]):
+            with pytest.raises(ValueError, match="resolutions must be"):
+                write_shards(tiny_source(), tmp_path, resolutions, image_channels=1)
+        with pytest.raises(ValueError, match="image_channels must be 1"):
+            write_shards(tiny_source(), tmp_path, [8], image_channels=2)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="samples_per_shard must be >= 1"):
+            write_shards(tiny_source(), tmp_path, [8], image_channels=1, samples_per_shard=0)
+        with pytest.raises(ValueError, match="tiny: the source is empty"):
+            write_shards(tiny_source(0), tmp_path, [8], image_channels=1)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_full_disk_is_an_error_with_the_path_and_leaves_no_index(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written = webdataset.TarWriter.write
+
+        def write_until_full(tar: webdataset.TarWriter, sample: dict[str, str | bytes]) -> int:
+            if sample["__key__"] == full_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(written(tar, sample))
+
+        full_at = "00000007"
+        monkeypatch.setattr(webdataset.TarWriter, "write", write_until_full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write(tiny_source(), tmp_path, 8, 16)
+        assert "8px" in str(caught.value.filename)
+        leftovers = {file.name for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".tar"}
+        assert leftovers == {SETTINGS_FILE}
+        monkeypatch.undo()
+        write(tiny_source(), tmp_path, 8, 16)
+        assert load_index(tmp_path / "16px").num_samples == 23
+
+
+class TestIndex:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        write(tiny_source(), tmp_path, 8)
+        return set_folder(tmp_path, 8)
+
+    def test_an_index_tells_what_the_set_holds(self, folder: Path) -> None:
+        index = load_index(folder)
+        assert (index.name, index.licence, index.classes) == ("tiny", "CC0", ("a", "b", "c"))
+        assert (index.resolution, index.image_channels, index.num_samples) == (8, 1, 23)
+        assert [(shard.file, shard.samples) for shard in index.shards] == [
+            ("000000.tar", 10),
+            ("000001.tar", 10),
+            ("000002.tar", 3),
+        ]
+        assert index.fingerprint == index.key
+
+    def test_a_missing_set_is_told_with_the_way_to_the_right_folder(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="no such folder of shards"):
+            load_index(folder / "missing")
+        with pytest.raises(ValueError, match=r"no index\.json; did you mean .*8px"):
+            load_index(folder.parent)
+        (folder / INDEX_FILE).unlink()
+        with pytest.raises(ValueError, match=r"no index\.json; was its writing interrupted"):
+            load_index(folder)
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00"])
+    def test_an_invalid_index_is_one_line_that_names_the_file(self, folder: Path, content: str) -> None:
+        (folder / INDEX_FILE).write_text(content)
+        with pytest.raises(ValueError, match=r"index\.json: not an index of shards") as caught:
+            load_index(folder)
+        assert "\n" not in str(caught.value)
+
+    def test_a_shard_may_not_lie_outside_the_folder(self, folder: Path) -> None:
+        edit_index(folder, shards=[{"file": "../000000.tar", "samples": 1, "bytes": 1, "sha256": "0" * 64}])
+        with pytest.raises(ValueError, match=r"shards\.0\.file"):
+            load_index(folder)
+
+    def test_a_missing_or_shortened_shard_is_named(self, folder: Path) -> None:
+        shard = folder / "000001.tar"
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-1])
+        with pytest.raises(
+            ValueError, match=rf"000001\.tar: has {len(content) - 1} bytes, the index says {len(content)}"
+        ):
+            load_index(folder)
+        shard.unlink()
+        with pytest.raises(ValueError, match=r"000001\.tar: .*missing"):
+            load_index(folder)
+
+    def test_an_empty_set_is_refused(self, folder: Path) -> None:
+        edit_index(folder, shards=[])
+        with pytest.raises(ValueError, match="the set is empty"):
+            load_index(folder)

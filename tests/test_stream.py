@@ -1,0 +1,273 @@
+"""The exact stream over a set of shards."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from atdiff_core.data import decoding, stream
+from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, load_index
+from atdiff_core.data.order import SampleOrder
+from atdiff_core.data.sources import ArraySource
+from atdiff_core.data.stream import Batch, ShardSet, open_shards
+from atdiff_core.data.writing import write_shards
+
+NUM_SAMPLES = 53
+Members = dict[str, bytes]
+
+
+def make_set(out: Path, *, samples_per_shard: int = 5) -> Path:
+    """A set of 53 images of 8 px in which every image is its own number, in grey."""
+    images = np.arange(NUM_SAMPLES, dtype=np.uint8)[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
+    labels = np.arange(NUM_SAMPLES, dtype=np.uint8) % 3
+    source = ArraySource("numbers", "CC0", ["a", "b", "c"], images, labels)
+    assert list(write_shards(source, out, [8], image_channels=1, samples_per_shard=samples_per_shard))
+    return out / "8px"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path) -> ShardSet:
+    return open_shards(folder)
+
+
+def keys(shards: ShardSet, count: int, *, seed: int = 0, batch_size: int = 8, first: int = 0) -> list[str]:
+    batches = islice(shards.batches(seed=seed, batch_size=batch_size, first=first), count)
+    return [key for batch in batches for key in batch.keys]
+
+
+def joined(parts: list[Batch]) -> Batch:
+    return Batch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        [position for part in parts for position in part.positions],
+        [key for part in parts for key in part.keys],
+    )
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+    return tensors and one.positions == other.positions and one.keys == other.keys
+
+
+class TestOrder:
+    @given(
+        counts=st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(any),
+        shards_per_block=st.integers(1, 4),
+        seed=st.integers(0, 2**32),
+        epoch=st.integers(0, 3),
+    )
+    def test_every_sample_comes_exactly_once_per_epoch(
+        self, counts: list[int], shards_per_block: int, seed: int, epoch: int
+    ) -> None:
+        order = SampleOrder(tuple(counts), shards_per_block)
+        total = sum(counts)
+        places = order.places(seed, epoch * total, (epoch + 1) * total)
+        pairs = sorted(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
+        assert pairs == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+
+    @given(start=st.integers(0, 60), length=st.integers(1, 60), seed=st.integers(0, 100))
+    def test_a_stretch_of_the_stream_is_the_sum_of_its_positions(self, start: int, length: int, seed: int) -> None:
+        order = SampleOrder((5, 2, 7, 1, 4), 2)
+        whole = order.places(seed, start, start + length)
+        single = [order.places(seed, position, position + 1) for position in range(start, start + length)]
+        assert torch.equal(whole.shards, torch.cat([each.shards for each in single]))
+        assert torch.equal(whole.rows, torch.cat([each.rows for each in single]))
+
+    def test_a_block_needs_no_more_shards_than_it_may(self) -> None:
+        order = SampleOrder((5,) * 12, 3)
+        for start in range(0, 60, 15):
+            assert len(set(order.places(0, start, start + 15).shards.tolist())) == 3
+
+
+class TestBatches:
+    def test_an_epoch_of_batches_shows_every_sample_once(self, shards: ShardSet) -> None:
+        seen = keys(shards, NUM_SAMPLES, batch_size=3)
+        for epoch in range(3):
+            assert len(set(seen[epoch * NUM_SAMPLES : (epoch + 1) * NUM_SAMPLES])) == NUM_SAMPLES
+
+    def test_images_labels_and_keys_belong_together(self, shards: ShardSet) -> None:
+        batch = next(shards.batches(seed=3, batch_size=32))
+        numbers = torch.tensor([int(key) for key in batch.keys])
+        assert batch.images.shape == (32, 1, 8, 8)
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
+        assert torch.equal(batch.images, (numbers / 127.5 - 1).view(-1, 1, 1, 1).expand(-1, 1, 8, 8))
+        assert torch.equal(batch.labels, numbers % 3)
+
+    def test_positions_count_the_infinite_stream(self, shards: ShardSet) -> None:
+        batches = islice(shards.batches(seed=0, batch_size=8, first=5), 3)
+        assert [position for batch in batches for position in batch.positions] == list(range(40, 64))
+
+    def test_order_differs_between_epochs_and_seeds(self, shards: ShardSet) -> None:
+        first, second = (keys(shards, 1, batch_size=NUM_SAMPLES, first=epoch) for epoch in (0, 1))
+        other_seed = keys(shards, 1, batch_size=NUM_SAMPLES, seed=1)
+        assert sorted(first) == sorted(second) == sorted(other_seed)
+        assert first != second != other_seed != first
+
+    @pytest.mark.parametrize("world_size", [1, 2, 4])
+    def test_the_global_minibatch_is_the_same_at_any_world_size(self, shards: ShardSet, world_size: int) -> None:
+        ranks = [shards.batches(seed=7, batch_size=12, rank=rank, world_size=world_size) for rank in range(world_size)]
+        alone = shards.batches(seed=7, batch_size=12)
+        for _ in range(10):
+            assert same(next(alone), joined([next(rank) for rank in ranks]))
+
+    @given(first=st.integers(0, 40), batch_size=st.sampled_from([1, 4, 60, 130]))
+    def test_starting_at_a_minibatch_equals_skipping_those_before(
+        self, shards: ShardSet, first: int, batch_size: int
+    ) -> None:
+        skipped = next(islice(shards.batches(seed=1, batch_size=batch_size), first, None))
+        started = next(shards.batches(seed=1, batch_size=batch_size, first=first))
+        assert same(skipped, started)
+
+    def test_starting_late_reads_no_skipped_shard(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = []
+
+        def noted(folder: Path, shard: Shard, index: ShardIndex) -> decoding.DecodedShard:
+            read.append(shard.file)
+            return decoding.decoded_shard(folder, shard, index)
+
+        monkeypatch.setattr(stream, "decoded_shard", noted)
+        next(open_shards(folder).batches(seed=0, batch_size=1, first=1000))
+        assert len(read) == 1
+
+    @pytest.mark.parametrize("cache_bytes", [0, 1, 8 * 8 * 7])
+    def test_a_tiny_cache_gives_the_same_batches(self, folder: Path, shards: ShardSet, cache_bytes: int) -> None:
+        tiny = open_shards(folder, cache_bytes=cache_bytes)
+        pairs = zip(tiny.batches(seed=2, batch_size=16), shards.batches(seed=2, batch_size=16), strict=True)
+        assert all(same(one, other) for one, other in islice(pairs, 10))
+
+    def test_a_set_too_big_for_the_cache_keeps_no_more_than_the_limit(self, folder: Path) -> None:
+        decoded_bytes = 5 * 8 * 8
+        tiny = open_shards(folder, cache_bytes=2 * decoded_bytes)
+        for _ in islice(tiny.batches(seed=0, batch_size=16), 10):
+            kept = tiny._cache._kept
+            assert len(kept) <= 2
+            assert sum(shard.images.nbytes for shard in kept.values()) == tiny._cache._kept_bytes
+
+    def test_arguments_out_of_range_are_refused_at_once(self, shards: ShardSet, folder: Path) -> None:
+        with pytest.raises(ValueError, match="batch_size must be a multiple of world_size, got 10 and 4"):
+            shards.batches(seed=0, batch_size=10, world_size=4)
+        with pytest.raises(ValueError, match="got rank 2 of 2"):
+            shards.batches(seed=0, batch_size=10, rank=2, world_size=2)
+        with pytest.raises(ValueError, match="batch_size must be >= 1 and first >= 0"):
+            shards.batches(seed=0, batch_size=0)
+        with pytest.raises(ValueError, match="cache_bytes must be >= 0"):
+            open_shards(folder, cache_bytes=-1)
+
+
+class TestImages:
+    @pytest.mark.parametrize("batch_size", [1, 7, 53, 256])
+    def test_all_images_come_once_in_the_order_of_the_shards(self, shards: ShardSet, batch_size: int) -> None:
+        images = torch.cat(list(shards.images(batch_size=batch_size)))
+        numbers = ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+        written = [int(key) for number in range(len(shards.index.shards)) for key in shards._cache[number].keys]
+        assert numbers == written
+        assert sorted(numbers) == list(range(NUM_SAMPLES))
+
+    def test_a_limit_cuts_the_images_short(self, shards: ShardSet) -> None:
+        assert [len(batch) for batch in shards.images(limit=20, batch_size=8)] == [8, 8, 4]
+        assert sum(len(batch) for batch in shards.images(limit=1000)) == NUM_SAMPLES
+
+    def test_a_set_tells_what_its_index_tells(self, shards: ShardSet, folder: Path) -> None:
+        index = load_index(folder)
+        assert (shards.resolution, shards.image_channels, shards.num_samples) == (8, 1, NUM_SAMPLES)
+        assert shards.index == index
+        assert shards.fingerprint == index.fingerprint
+
+
+def png(size: int, mode: str = "L") -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (size, size)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def without_label(members: Members) -> None:
+    del members["00000007.cls"]
+
+
+def without_image(members: Members) -> None:
+    del members["00000007.png"]
+
+
+def setting(name: str, content: bytes) -> Callable[[Members], None]:
+    return lambda members: members.update({name: content})
+
+
+class TestDamage:
+    @pytest.fixture
+    def alone(self, tmp_path: Path) -> Path:
+        return make_set(tmp_path, samples_per_shard=NUM_SAMPLES)
+
+    def replace_shard(self, folder: Path, content: bytes, *, indexed: bool = True) -> None:
+        """Change the only shard, and its entry in the index unless the change is to be noticed."""
+        index = load_index(folder)
+        path = folder / "000000.tar"
+        path.write_bytes(content)
+        entry = Shard.of(path, samples=NUM_SAMPLES)
+        entry = entry if indexed else entry.but(sha256=index.shards[0].sha256)
+        (folder / INDEX_FILE).write_text(index.but(shards=(entry,)).model_dump_json())
+
+    def repacked(self, folder: Path, change: Callable[[Members], None]) -> bytes:
+        with tarfile.open(folder / "000000.tar") as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        change(members)
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            for name, content in members.items():
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+        return out.getvalue()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (setting("00000007.png", b"no picture"), "00000007: not a readable PNG"),
+            (setting("00000007.png", png(8)[:45]), "00000007: not a readable PNG"),
+            (setting("00000007.png", png(9)), r"00000007: width, height and mode are \(9, 9, 'L'\)"),
+            (setting("00000007.png", png(8, "RGB")), r"00000007: width, height and mode are \(8, 8, 'RGB'\)"),
+            (setting("00000007.cls", b"3"), "00000007: .cls must be the number of one of 3 classes, got b'3'"),
+            (setting("00000007.cls", b"-1"), "00000007: .cls must be"),
+            (setting("00000007.cls", b"1" * 9999), "00000007: .cls must be"),
+            (without_label, "00000007: .cls must be"),
+            (without_image, "00000007: no .png member"),
+            (
+                lambda members: members.update({"more.png": png(8), "more.cls": b"0"}),
+                "sample more: one more than the 53",
+            ),
+        ],
+    )
+    def test_a_damaged_sample_is_named_with_its_shard(
+        self, alone: Path, change: Callable[[Members], None], message: str
+    ) -> None:
+        self.replace_shard(alone, self.repacked(alone, change))
+        with pytest.raises(ValueError, match=rf"000000\.tar, sample .*{message.removeprefix('sample ')}"):
+            next(open_shards(alone).batches(seed=0, batch_size=1))
+
+    def test_members_of_other_kinds_are_never_looked_at(self, alone: Path) -> None:
+        self.replace_shard(alone, self.repacked(alone, setting("00000007.pyd", b"cos\nsystem\n(S'false'\ntR.")))
+        assert len(next(open_shards(alone).batches(seed=0, batch_size=64)).keys) == 64
+
+    @pytest.mark.parametrize("kept", [0, 100, 512, 700, 10_000, 51_200])
+    def test_a_truncated_tar_is_named(self, alone: Path, kept: int) -> None:
+        self.replace_shard(alone, (alone / "000000.tar").read_bytes()[:kept])
+        with pytest.raises(ValueError, match=r"000000\.tar"):
+            next(open_shards(alone).batches(seed=0, batch_size=1))
+
+    def test_a_tar_that_is_not_the_indexed_one_is_refused(self, alone: Path) -> None:
+        content = self.repacked(alone, setting("00000007.png", png(8)))
+        self.replace_shard(alone, content, indexed=False)
+        with pytest.raises(ValueError, match=r"000000\.tar: not the file that was indexed"):
+            next(open_shards(alone).batches(seed=0, batch_size=1))
