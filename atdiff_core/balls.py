@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atdiff_core.config import Config
 
-TINY = 1e-30
+TINY = 1e-20  # Its square is still a float32: below it a size may underflow to zero.
 
 
 class _Ball(Config):

@@ -16,6 +16,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __eq__(self, other: object) -> bool:
+        """Same class and fields; what a cached property has computed meanwhile does not count."""
+        names = type(self).model_fields
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in names)
+
     def canonical_json(self) -> str:
         """Sorted keys, no spaces: the text whose sha256 is the key."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

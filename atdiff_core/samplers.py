@@ -13,6 +13,10 @@ from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoiser
 from atdiff_core.randomness import Randomness
 
+MIN_LAMBDA = -5.1
+"""Floor of log(signal / sigma) for DPM-Solver++, as in its authors' code: above it lie nearly all
+of the steps that are uniform in log-SNR, where a cosine schedule has two noise levels at most."""
+
 SamplerKind = Literal["ddim", "ancestral", "dpmpp_2m"]
 
 
@@ -23,7 +27,7 @@ class Sampler(Config):
         kind: ``ddim``: deterministic, eta = 0, evenly strided from t = 0 (Song et al.,
             arXiv:2010.02502). ``ancestral``: the DDPM posterior on a respaced chain that
             contains 0 and T - 1 (Ho et al., arXiv:2006.11239). ``dpmpp_2m``: DPM-Solver++,
-            multistep, order 2, uniform in log-SNR (Lu et al., arXiv:2211.01095).
+            multistep, order 2, evenly spaced timesteps (Lu et al., arXiv:2211.01095).
         nfe: Network evaluations per image, all of the same cost.
     """
 
@@ -34,10 +38,8 @@ class Sampler(Config):
         """The diffusers scheduler with its timesteps set."""
         if self.nfe > noise.num_timesteps:
             raise ValueError(f"nfe must be at most the {noise.num_timesteps} noise levels, got {self.nfe}")
-        common: dict[str, Any] = {
-            "num_train_timesteps": noise.num_timesteps,
-            "trained_betas": noise.betas.numpy(),
-        }
+        betas = noise.betas[: _levels_to_solve(noise)] if self.kind == "dpmpp_2m" else noise.betas
+        common: dict[str, Any] = {"num_train_timesteps": len(betas), "trained_betas": betas.numpy()}
         made: DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
         match self.kind:
             case "ddim":
@@ -51,7 +53,7 @@ class Sampler(Config):
                     **common,
                     algorithm_type="dpmsolver++",
                     solver_order=2,
-                    use_lu_lambdas=True,
+                    timestep_spacing="linspace",
                     lower_order_final=True,
                 )
         made.set_timesteps(self.nfe)

@@ -151,7 +151,6 @@ def train(
     _check_shards(config, shards)
     device = next(state.network.parameters()).device
     network = DistributedDataParallel(state.network) if world_size > 1 else state.network
-    state.network.train()
     meter = _Meter(world_size)
     batches = shards.batches(
         seed=config.seed, batch_size=config.batch_size, first=state.minibatches, rank=rank, world_size=world_size
@@ -160,6 +159,7 @@ def train(
     for batch in islice(batches, config.minibatches - state.minibatches):
         randomness = Randomness(config.seed, batch.positions, "train")
         draw = config.objective.draw(batch.images.to(device), randomness)
+        state.network.train()  # Whoever evaluated the network since the last report left it in evaluation mode.
         replays = config.perturbation.replays(
             lambda delta, draw=draw: config.objective.loss(network, draw, delta),  # type: ignore[misc]
             like=draw.noisy,

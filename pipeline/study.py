@@ -1,14 +1,16 @@
 """The programme of one study, with Optuna's storage as its only truth.
 
 A study at one resolution runs, in this order: the controls of the search's seed, the search
-trials, then the leaders again with other seeds and every leader's controls. Asking and telling
+trials, the controls of further seeds, then the leaders with those seeds and a random control
+for each. Asking and telling
 are idempotent by trial key: a programme opened again on the same storage goes on where the
 last one stopped, whatever killed it.
 """
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Literal
 
 import optuna
@@ -20,10 +22,10 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, GPSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from atdiff_core.controls import plain_control, random_control, replay_control
+from atdiff_core.controls import random_control
 from atdiff_core.perturbations import Unperturbed
 from atdiff_core.randomness import derived_seed
-from pipeline.records import Assignment, Role
+from pipeline.records import Assignment
 from search_spaces.domains import Choice, Point
 from search_spaces.space import Space, TrialConfig
 
@@ -65,12 +67,13 @@ class StudyProgramme:
         """
         if self._orphans:  # A dead driver's trials go on under their keys, from their checkpoints.
             return self._assignment(self._orphans.pop(0))
-        known = self._keys()
-        for extra in (*self._search_controls(), *self._repetitions()):
-            if extra.key not in known:
-                return self._enrol(extra)
+        if extra := self._first_new(self._controls(SEARCH_SEED)):
+            return self._enrol(extra)
         if self._missing_search_trials() > 0:
             return self._sampled()
+        # The controls of further seeds need no leader: they keep workers busy until one is known.
+        if extra := self._first_new(chain(*map(self._controls, self._further_seeds()), self._repetitions())):
+            return self._enrol(extra)
         return None
 
     @property
@@ -78,14 +81,13 @@ class StudyProgramme:
         """Whether nothing is left to ask for, and nothing runs."""
         if self._missing_search_trials() > 0 or self._orphans or self._open_trials():
             return False
-        known = self._keys()
-        return all(extra.key in known for extra in self._repetitions())
+        return self._first_new(chain(*map(self._controls, self._all_seeds()), self._repetitions())) is None
 
     def planned_trials(self) -> int:
         """Trials of the whole programme if no two of them coincide."""
-        leaders, seeds = self._space.replication.leaders, self._space.replication.seeds
-        controls = 1 + len(self._space.domains.replay_counts())
-        return self._space.trials + controls + leaders * (2 * seeds - 1) + (seeds - 1) * controls
+        replication, replay_counts = self._space.replication, self._space.domains.replay_counts()
+        controls = replication.seeds * (1 + len(replay_counts))
+        return self._space.trials + controls + replication.leaders * (2 * replication.seeds - 1)
 
     def report(self, key: str, kpass: float, metric: float) -> None:
         """Record an intermediate value; a step already recorded is left alone."""
@@ -133,28 +135,35 @@ class StudyProgramme:
         trial.set_user_attr("key", extra.key)
         return extra
 
-    def _search_controls(self) -> Iterator[Assignment]:
-        yield self._control("plain", Unperturbed(), SEARCH_SEED)
+    def _first_new(self, extras: Iterable[Assignment]) -> Assignment | None:
+        known = self._keys()
+        return next((extra for extra in extras if extra.key not in known), None)
+
+    def _all_seeds(self) -> range:
+        return range(SEARCH_SEED, SEARCH_SEED + self._space.replication.seeds)
+
+    def _further_seeds(self) -> range:
+        return self._all_seeds()[1:]
+
+    def _controls(self, seed: int) -> Iterator[Assignment]:
+        """Plain training, and the replay control of every K of the space."""
+        yield Assignment(self._space.trial_config(self._base, Unperturbed(), seed), "plain")
         for replays in self._space.domains.replay_counts():
-            yield self._control("replay", Unperturbed(num_replays=replays), SEARCH_SEED)
+            control = self._space.trial_config(self._base, Unperturbed(num_replays=replays), seed)
+            yield Assignment(control, "replay")
 
     def _repetitions(self) -> Iterator[Assignment]:
-        """The leaders with further seeds, and every leader's controls, once the search is over."""
+        """Once the search is over: the leaders with further seeds, and their random controls."""
         if self._missing_search_trials() > 0 or self._running(self._search):
             return
         for leader in self._leaders():
             perturbation = leader.config.train.perturbation
-            for seed in range(SEARCH_SEED, SEARCH_SEED + self._space.replication.seeds):
+            for seed in self._all_seeds():
                 if seed != SEARCH_SEED:
-                    config = self._space.trial_config(self._base, perturbation, seed)
-                    yield Assignment(config, "repeat", leader.key)
-                yield self._control("replay", replay_control(perturbation), seed)
-                yield self._control("plain", plain_control(perturbation), seed)
+                    again = self._space.trial_config(self._base, perturbation, seed)
+                    yield Assignment(again, "repeat", leader.key)
                 random = self._space.trial_config(self._base, random_control(perturbation), seed)
                 yield Assignment(random, "random", leader.key)
-
-    def _control(self, role: Role, perturbation: Unperturbed, seed: int) -> Assignment:
-        return Assignment(self._space.trial_config(self._base, perturbation, seed), role)
 
     def _leaders(self) -> list[Assignment]:
         complete = [

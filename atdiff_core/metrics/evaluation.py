@@ -25,12 +25,15 @@ class EvaluationConfig(Config):
     Attributes:
         features: Feature network: ``efflite0_64`` (offline) or ``inception`` (FID).
         samples: Images generated for each sampler.
+        reference: Images of the dataset to compare with: its first ones in shard order, which is
+            random but fixed; all of them where it has no more.
         samplers: Samplers to run; the first decides the trial metric.
         seed: Seed of the latents, the same for every trial.
     """
 
     features: FeatureName = "efflite0_64"
     samples: Annotated[int, Field(ge=2)] = 512
+    reference: Annotated[int, Field(ge=2)] = 50_000
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1)] = (Sampler(),)
     seed: int = 0
 
@@ -57,11 +60,12 @@ class Evaluator:
         self._meter = DistanceMeter(self._reference(shards, cache))
 
     def _reference(self, shards: ShardSet, cache: Path) -> Tensor:
-        """Features of the whole dataset, kept under the hash of dataset and feature network."""
-        file = cache / f"{self.config.features}-{shards.fingerprint[:32]}.safetensors"
+        """Features of the dataset, kept under what they depend on."""
+        count = min(self.config.reference, shards.num_samples)
+        file = cache / f"{self.config.features}-{count}-{shards.fingerprint[:32]}.safetensors"
         if not file.is_file():
             cache.mkdir(parents=True, exist_ok=True)
-            features = features_of(shards.images(), self.network)
+            features = features_of(shards.images(limit=count), self.network)
             scratch = file.with_suffix(f".{derived_seed(id(self))}")
             save_file({"features": features}, scratch)
             scratch.replace(file)

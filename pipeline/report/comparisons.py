@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import mean
 
 from scipy.stats import t as student_t
 
@@ -80,12 +81,23 @@ def against_replay(study: StudyResult, leader: TrialRecord, role: Role) -> SeedP
     return SeedPairs.of(pairs)
 
 
-def pooled(result: SweepResult, role: Role) -> Comparison | None:
-    """The leaders of all resolutions against one kind of control, every seed a pair."""
+def pooled(result: SweepResult, role: Role, *, fresh_seeds: bool = True) -> Comparison | None:
+    """Leading trials against one kind of control, a pair for each resolution and seed.
+
+    Leaders are chosen on the seed of the search, so that seed flatters them. Their repetitions on other
+    seeds were not chosen by anything. Leaders that share a seed share controls: their mean is one pair.
+
+    Args:
+        fresh_seeds: The repetitions; otherwise the leaders on the seed that chose them.
+    """
     pairs = []
     for study in result.studies:
-        for member in family(study, study.leader) if study.leader else []:
-            control = study.control(member, role)
-            if control is not None and member.status == "complete":
-                pairs.append((member.result["metric"], control.result["metric"]))
+        leaders = [study.leader] if study.leader else []
+        effects: dict[int, list[float]] = {}
+        for trial in study.of_role("repeat") if fresh_seeds else leaders:
+            control = study.control(trial, role)
+            if control is not None and trial.status == "complete":
+                effect = math.log(trial.result["metric"] / control.result["metric"])
+                effects.setdefault(trial.seed, []).append(effect)
+        pairs += [(math.exp(mean(values)), 1.0) for values in effects.values()]
     return compared(pairs)

@@ -51,23 +51,24 @@ def say(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", wrap=True)
 
 
-def log_x(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic scale with plain numbers at its ticks."""
+def log_x(axes: Axes, low: float, high: float, *, narrow: bool = False) -> None:
+    """Logarithmic scale with plain numbers at its ticks, fewer of them where the axes are ``narrow``."""
     axes.set_xscale("log")
-    _plain_ticks(axes.xaxis, low, high)
+    few = (1, 3) if high / low < 200 else (1,)
+    _plain_ticks(axes.xaxis, low, high, few if narrow else (1, 2, 5))
 
 
 def log_y(axes: Axes, low: float, high: float) -> None:
     """Logarithmic scale with plain numbers at its ticks."""
     axes.set_yscale("log")
-    _plain_ticks(axes.yaxis, low, high)
+    _plain_ticks(axes.yaxis, low, high, (1, 2, 5))
 
 
-def _plain_ticks(axis: Axis, low: float, high: float) -> None:
+def _plain_ticks(axis: Axis, low: float, high: float, digits: tuple[int, ...]) -> None:
     if high / low < 4:
         ticks = MaxNLocator(5).tick_values(low, high)
     else:
-        ticks = LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)).tick_values(low, high)
+        ticks = LogLocator(subs=digits if high / low < 2000 else (1,)).tick_values(low, high)
     axis.set_major_locator(FixedLocator([tick for tick in ticks if tick > 0]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

@@ -94,7 +94,7 @@ def _draw_study(axes: Axes, study: StudyResult, middle: float) -> None:
 
 
 def _beside(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axes.annotate(text, (x, y), xytext=(9, 0), textcoords="offset points", color=colour, fontsize=9, va="center")
+    axes.annotate(text, (x, y), xytext=(8, 7), textcoords="offset points", color=colour, fontsize=9)
 
 
 def _once(axes: Axes, label: str) -> str:

@@ -104,6 +104,6 @@ def _prediction(result: SweepResult) -> dict[str, str]:
     at = result.law.predict(result.space.dimension(result.space.predict_at))
     raw = tables.raw_etas(result.space, at.eta, at.dimension)
     return {
-        "eta": f"{wording.number(at.eta)} ({wording.between(at.low, at.high)})",
+        "eta": f"{wording.number(at.eta)} ({wording.number(at.low)} to {wording.number(at.high)})",
         "raw": ", ".join(f"{norm} {wording.number(value)}" for norm, value in raw.items()),
     }

@@ -39,8 +39,8 @@ def response_figure(study: StudyResult) -> Figure:
     Strong attacks can raise the metric by orders of magnitude; the axis stays with the
     interesting part, and trials above it are arrows with their value.
     """
-    figure, (axes,) = blank_figure(7.6, 4.4)
     points = _points(study)
+    figure, (axes,) = blank_figure(7.6, 4.4 if points else 1.2)
     if not points:
         axes.text(0.5, 0.5, "no trial has been judged together with its replay control yet", ha="center", color=GREY)
         say(axes, study_title(study))
@@ -127,7 +127,7 @@ def _draw_controls(axes: Axes, plain: list[float], random: dict[float, list[floa
     if plain:
         colour = ROLE_COLOURS["plain"]
         axes.axhspan(min(plain), max(plain), color=colour, alpha=0.15, linewidth=0)
-        label = f"plain ({_seeds(plain)})"
+        label = f"plain, {_seeds(plain)}"
         axes.axhline(float(np.mean(plain)), color=colour, linewidth=1.4, linestyle="-.", label=label)
     for number, (eta, effects) in enumerate(sorted(random.items())):
         centre = float(np.mean(effects))
@@ -141,12 +141,12 @@ def _draw_controls(axes: Axes, plain: list[float], random: dict[float, list[floa
             markeredgecolor="white",
             capsize=3,
             zorder=5,
-            label=None if number else f"random direction ({_seeds(effects)})",
+            label=None if number else f"random direction, {_seeds(effects)}",
         )
 
 
 def _seeds(effects: list[float]) -> str:
-    return "a single seed" if len(effects) == 1 else f"min to max of {len(effects)} seeds"
+    return "a single seed" if len(effects) == 1 else f"{len(effects)} seeds"
 
 
 def _draw_trials(axes: Axes, points: list[Point], top: float) -> None:
@@ -178,15 +178,12 @@ def _draw_trials(axes: Axes, points: list[Point], top: float) -> None:
 
 
 def _mark_dead_radii(axes: Axes, points: list[Point]) -> None:
-    """Shade radii that no trial of the search can reach; ring trials whose own radius is out of reach."""
+    """Shade radii that no trial of the search can reach; cross trials whose own radius is out of reach."""
     schemes = [(eta, y, trial.assignment.config.train.perturbation) for trial, eta, y in points]
     longest = [(scheme.num_replays - 1) * scheme.step_size for _, _, scheme in schemes if isinstance(scheme, FreeAT)]
     largest = max(eta for eta, _, _ in schemes)
     if max(longest) < largest * (1 - 1e-9):
-        label = "radius out of reach: η does nothing"
-        axes.axvspan(max(longest), largest, color=PALE, alpha=0.35, hatch="//", linewidth=0, label=label)
-        return
+        axes.axvspan(max(longest), largest, color=PALE, alpha=0.35, linewidth=0, label="no trial reaches this η")
     dead = [(eta, y) for eta, y, scheme in schemes if isinstance(scheme, FreeAT) and scheme.reach < 1 - 1e-9]
     if dead:
-        eta, y = zip(*dead, strict=True)
-        axes.plot(eta, y, "x", color=BLACK, markersize=4, zorder=6, linestyle="", label="its radius is out of reach")
+        axes.plot(*zip(*dead, strict=True), "x", color=BLACK, markersize=4, zorder=6, label="cannot reach its η")

@@ -10,7 +10,7 @@ from atdiff_core.balls import BALLS
 from atdiff_core.perturbations import FreeAT, RandomPerturbation
 from pipeline.records import Role, TrialRecord
 from pipeline.report.comparisons import adversarial, against_replay, eta_of, family
-from pipeline.report.wording import VERDICTS, certainty, number, percent, reason_of, verdict_of
+from pipeline.report.wording import certainty, number, percent, reason_of, verdict_words
 from pipeline.results import Comparison, StudyResult, SweepResult
 from pipeline.workspace import machine
 from search_spaces.domains import Choice, Domain
@@ -47,12 +47,10 @@ def asked(space: Space) -> Rows:
 def ran(result: SweepResult) -> Rows:
     """What was run, and on what."""
     trials = result.trials
-    statuses = Counter(trial.status for trial in trials)
-    roles = Counter(trial.assignment.role for trial in trials)
     spent = sum(trial.curves[-1].kpass for trial in trials if trial.curves)
     return [
-        ("trials", f"{len(trials)}: {_counted(statuses)}"),
-        ("by role", _counted(roles) or "none"),
+        ("trials", _counted(trial.status for trial in trials)),
+        ("by role", _counted(trial.assignment.role for trial in trials)),
         ("passes", f"{spent:,.1f} kpass"),
         ("time of complete trials", f"{sum(trial.sec for trial in trials):,.0f} s in all, over parallel trials"),
         *((f"machine: {name}", value) for name, value in machine().items()),
@@ -92,7 +90,7 @@ def _law_row(space: Space, resolution: int, study: StudyResult | None) -> LawRow
     dimension = f"{space.dimension(resolution):,}"
     if study is None:
         return LawRow(resolution, dimension, "no study yet")
-    verdict, reason = VERDICTS[verdict_of(study)], reason_of(study)
+    verdict, reason = verdict_words(study), reason_of(study)
     if study.response is None or not study.response.optimum.found:
         return LawRow(resolution, dimension, verdict, reason)
     best = study.response.optimum
@@ -221,5 +219,5 @@ def _metric(space: Space) -> str:
     return f"{name}, {evaluation.samples:,} samples against the whole dataset"
 
 
-def _counted(counts: Counter[str] | Iterable[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in Counter(counts).most_common())
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common()) or "none"

@@ -12,7 +12,6 @@ from pipeline.records import TrialRecord
 from pipeline.report.comparisons import adversarial, controls_of, eta_of, family
 from pipeline.report.drawing import (
     BLACK,
-    GREY,
     ROLE_COLOURS,
     blank_figure,
     log_x,
@@ -49,16 +48,19 @@ def nfe_figure(study: StudyResult) -> Figure:
     samplers = study.base.assignment.config.evaluation.samplers
     kinds = sorted({sampler.kind for sampler in samplers})
     figure, panels = blank_figure(5.4, 3.9, len(kinds))
+    heights: list[float] = []
     for axes, kind in zip(panels, kinds, strict=True):
         chosen = sorted((s for s in samplers if s.kind == kind), key=lambda sampler: sampler.nfe)
-        heights = [height for name, records in arms(study).items() for height in _draw_arm(axes, name, records, chosen)]
+        for name, records in arms(study).items():
+            heights += _draw_arm(axes, name, records, chosen)
         log_x(axes, chosen[0].nfe, chosen[-1].nfe + 1)
         axes.set_xticks([sampler.nfe for sampler in chosen], [str(sampler.nfe) for sampler in chosen])
-        if heights:
-            log_y(axes, min(heights), max(heights))
-        axes.set_xlabel(f"network evaluations per image ({kind})")
+        axes.set_xlabel(f"NFE per image ({kind})")
+    for axes in panels if heights else []:
+        log_y(axes, min(heights), max(heights))
+        axes.set_ylim(min(heights) / 1.03, max(heights) * 1.03)
     panels[0].set_ylabel(distance_name(study))
-    say(panels[0], f"{study.resolution} px: quality against sampling steps (lower is better)")
+    say(panels[0], f"{study.resolution} px: metric against NFE (lower is better)")
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
@@ -88,7 +90,8 @@ def _distance(record: TrialRecord, sampler: Sampler) -> float | None:
 def attack_figure(study: StudyResult) -> Figure:
     """Whether the attack raised the loss, and whether the ball stopped it, for every adversarial trial."""
     figure, (gain, boundary) = blank_figure(5.4, 3.9, 2)
-    trials, colours = adversarial(study), replay_colours(adversarial(study))
+    trials = [trial for trial in adversarial(study) if trial.last("train/attack_gain") is not None]
+    colours = replay_colours(trials)
     etas = [eta for trial in trials if (eta := eta_of(trial))]
     for axes, curve in ((gain, "train/attack_gain"), (boundary, "train/boundary_fraction")):
         for trial in trials:
@@ -97,7 +100,7 @@ def attack_figure(study: StudyResult) -> Figure:
             if value is not None and eta is not None:
                 mark_trial(axes, trial, eta, value, colours[count])
         if etas:
-            log_x(axes, min(etas), max(etas))
+            log_x(axes, min(etas), max(etas), narrow=True)
         axes.set_xlabel("strength η")
     gain.axhline(1, color=BLACK, linestyle="--", linewidth=1)
     gain.set_ylabel("attack gain, loss(δ) / loss(0)")
@@ -114,12 +117,12 @@ def attack_figure(study: StudyResult) -> Figure:
         handles += gain.plot([], [], "D", color=ROLE_COLOURS["random"], label="random direction")
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
-    else:
-        gain.text(0.5, 0.5, "no adversarial trial yet", transform=gain.transAxes, ha="center", color=GREY)
     return figure
 
 
 def _attack_title(study: StudyResult, trials: Sequence[TrialRecord]) -> str:
     gains = [gain for trial in trials if (gain := trial.last("train/attack_gain")) is not None]
+    if not gains:
+        return f"{study.resolution} px: no attack has been reported yet"
     raised = sum(gain > 1 for gain in gains)
     return f"{study.resolution} px: the attack raised the loss in {raised} of {len(gains)} trials"

@@ -4,15 +4,15 @@ import math
 
 from atdiff_core.laws import LawRefused, PowerLaw, min_rungs
 from atdiff_core.response import min_etas
+from pipeline.records import Role
 from pipeline.report.comparisons import interval, pooled
 from pipeline.results import Comparison, StudyResult, SweepResult
 
-VERDICTS = {
-    "optimum": "optimum found",
-    "flat": "no optimum: cannot be told from flat",
-    "falling": "no optimum: still falling, or level, at the largest η searched",
-    "rising": "no optimum: rising, or level, from the smallest η searched",
-    "not_better": "a minimum, but not told apart from the control",
+NO_OPTIMUM = {
+    "flat": "cannot be told from flat",
+    "falling": "still falling, or level, at the largest η",
+    "rising": "rising, or level, from the smallest η",
+    "not_better": "no better than the control, as far as can be told",
     "too_few": "too few trials",
 }
 
@@ -27,11 +27,17 @@ def between(low: float, high: float) -> str:
     return f"95 %: {number(low)} to {number(high)}"
 
 
+def exponent_of(law: PowerLaw) -> str:
+    """The exponent of D with its interval."""
+    middle, low, high = (f"{e:.2f}".replace("-", "−") for e in (law.exponent, law.exponent_low, law.exponent_high))
+    return f"{middle} (95 %: {low} to {high})"
+
+
 def percent(effect: float, digits: int = 1) -> str:
     """A log ratio as a change in per cent."""
     change = 100 * math.expm1(effect)
     size = f"{change:+.{digits}f}" if abs(change) < 1000 else f"{change:+.2g}"
-    return f"{size.replace('-', '−')} %"
+    return f"{size.replace('-', '−')}\N{NO-BREAK SPACE}%"
 
 
 def percent_interval(effect: float, low: float, high: float) -> str:
@@ -41,6 +47,12 @@ def percent_interval(effect: float, low: float, high: float) -> str:
 def verdict_of(study: StudyResult) -> str:
     """The verdict on a resolution; ``too_few`` where no response could be fitted."""
     return study.response.optimum.verdict if study.response else "too_few"
+
+
+def verdict_words(study: StudyResult) -> str:
+    """The verdict in a few words."""
+    verdict = verdict_of(study)
+    return "optimum found" if verdict == "optimum" else f"no optimum: {NO_OPTIMUM[verdict]}"
 
 
 def reason_of(study: StudyResult) -> str:
@@ -56,7 +68,7 @@ def reason_of(study: StudyResult) -> str:
 def study_title(study: StudyResult) -> str:
     """What a resolution showed, short enough for the title of a figure."""
     if study.response is None or not study.response.optimum.found:
-        return f"{study.resolution} px: {VERDICTS[verdict_of(study)]}"
+        return f"{study.resolution} px, {verdict_words(study)}"
     best = study.response.optimum
     return f"{study.resolution} px: best at η = {number(best.eta)} ({between(best.low, best.high)})"
 
@@ -66,7 +78,7 @@ def law_title(result: SweepResult) -> str:
         found, asked = len(found_studies(result)), len(result.space.ladder)
         return f"No power law: {found} of {asked} resolutions show an optimum, {min_rungs} are needed"
     law = result.law
-    return f"η* goes with D to the power {number(law.exponent)} ({between(law.exponent_low, law.exponent_high)})"
+    return f"η* goes with D to the power {exponent_of(law)}"
 
 
 def found_studies(result: SweepResult) -> list[StudyResult]:
@@ -85,8 +97,7 @@ def law_sentence(result: SweepResult) -> str:
     at = law.predict(result.space.dimension(result.space.predict_at))
     zero = "" if law.rejects(0) else " One amplitude for all resolutions (exponent 0) is not excluded."
     return (
-        f"The best strength follows η* ∝ D^b with b = {number(law.exponent)} "
-        f"({between(law.exponent_low, law.exponent_high)}), fitted to {len(law.rungs)} of "
+        f"The best strength follows η* ∝ D^b with b = {exponent_of(law)}, fitted to {len(law.rungs)} of "
         f"{len(result.space.ladder)} resolutions. At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
         f"η* = {number(at.eta)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
     )
@@ -97,9 +108,9 @@ def best_sentence(result: SweepResult) -> str:
     if not result.studies:
         return "No resolution has been searched yet."
     found = found_studies(result)
-    without = [f"{s.resolution} px ({VERDICTS[verdict_of(s)]})" for s in result.studies if s not in found]
+    without = [f"{s.resolution} px ({NO_OPTIMUM[verdict_of(s)]})" for s in result.studies if s not in found]
     if not found:
-        return f"No optimum could be told apart from the replay control: {', '.join(without)}."
+        return f"No optimum could be told apart from the replay control at any resolution: {', '.join(without)}."
     effects = [
         f"{percent_interval(best.effect, best.effect_low, best.effect_high)} at {study.resolution} px"
         for study in found
@@ -110,16 +121,22 @@ def best_sentence(result: SweepResult) -> str:
 
 
 def controls_sentence(result: SweepResult) -> str:
-    """The leading trials against every control, over all resolutions and seeds."""
-    names = {"replay": "replays without perturbation", "plain": "plain training", "random": "random directions"}
+    """The leading trials against every control, over all resolutions."""
+    names: dict[Role, str] = {
+        "replay": "replays without perturbation",
+        "plain": "plain training",
+        "random": "random directions",
+    }
+    fresh = any(trial.assignment.role == "repeat" and trial.status == "complete" for trial in result.trials)
+    seeds = "on seeds that did not choose them" if fresh else "on the seed that chose them, which flatters them"
     parts = []
-    for role in ("replay", "plain", "random"):
-        comparison = pooled(result, role)
+    for role, name in names.items():
+        comparison = pooled(result, role, fresh_seeds=fresh)
         if comparison is not None:
-            parts.append(f"{percent(comparison.effect)} against {names[role]} ({certainty(comparison)})")
+            parts.append(f"{percent(comparison.effect)} against {name} ({certainty(comparison)})")
     if not parts:
         return "No trial has been judged together with its controls yet."
-    return f"The leading trials, averaged over resolutions and seeds: {'; '.join(parts)}."
+    return f"The leading trials, {seeds}, averaged over resolutions: {'; '.join(parts)}."
 
 
 def certainty(comparison: Comparison) -> str:
@@ -135,7 +152,7 @@ def study_sentence(study: StudyResult) -> str:
     """The verdict on one resolution."""
     best = study.response.optimum if study.response else None
     if best is None or not best.found:
-        return f"{VERDICTS[verdict_of(study)].capitalize()}: {reason_of(study)}."
+        return f"No optimum: {reason_of(study)}."
     effect = percent_interval(best.effect, best.effect_low, best.effect_high)
     return (
         f"The best strength is η* = {number(best.eta)} ({between(best.low, best.high)}), where AT changes the metric "
