@@ -18,7 +18,11 @@ def replay_control(perturbation: Perturbation) -> Unperturbed:
 
 
 def random_control(perturbation: Perturbation) -> RandomPerturbation:
-    """The same replays and sizes, in a random direction: what noise alone does."""
+    """The same sizes in a random direction: what noise alone does.
+
+    Free-AT's control has its replays too. PGD's has a clean replay and one of the size that PGD
+    can reach.
+    """
     match perturbation:
         case FreeAT() | RandomPerturbation():
             replays, step_size = perturbation.num_replays, perturbation.step_size

@@ -13,10 +13,6 @@ from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoiser
 from atdiff_core.randomness import Randomness
 
-MIN_LAMBDA = -5.1
-"""Floor of log(signal / sigma) for DPM-Solver++, as in its authors' code: above it lie nearly all
-of the steps that are uniform in log-SNR, where a cosine schedule has two noise levels at most."""
-
 SamplerKind = Literal["ddim", "ancestral", "dpmpp_2m"]
 
 
@@ -36,10 +32,13 @@ class Sampler(Config):
 
     def scheduler(self, noise: NoiseSchedule) -> DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler:
         """The diffusers scheduler with its timesteps set."""
-        if self.nfe > noise.num_timesteps:
-            raise ValueError(f"nfe must be at most the {noise.num_timesteps} noise levels, got {self.nfe}")
-        betas = noise.betas[: _levels_to_solve(noise)] if self.kind == "dpmpp_2m" else noise.betas
-        common: dict[str, Any] = {"num_train_timesteps": len(betas), "trained_betas": betas.numpy()}
+        levels = noise.num_timesteps - (self.kind == "dpmpp_2m")  # It stops above t = 0, the others there.
+        if self.nfe > levels:
+            raise ValueError(f"nfe of {self.kind} must be at most {levels} for this noise schedule, got {self.nfe}")
+        common: dict[str, Any] = {
+            "num_train_timesteps": noise.num_timesteps,
+            "trained_betas": noise.betas.numpy(),
+        }
         made: DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
         match self.kind:
             case "ddim":
@@ -104,7 +103,7 @@ def sample_batches(
     shape: Sequence[int],
     count: int,
     seed: int,
-    batch_size: int = 256,
+    batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
     """Yields the samples 0 to ``count`` - 1 in batches; their values do not depend on the batches."""

@@ -56,14 +56,18 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
     """Open a snapshot of ours, or any diffusers folder of an unconditional DDPM.
 
     Raises:
-        ValueError: The folder is missing, is not a DDPM pipeline, or has a noise schedule that
-            is neither linear nor cosine.
+        ValueError: The folder is missing, is not a DDPM pipeline whose network predicts noise, or
+            has a noise schedule that is neither linear nor cosine.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"there is no diffusers snapshot (model_index.json) in {folder}")
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else None
-    if record is not None and record["sha256"] != sha256_of(_weights(folder)):
-        raise ValueError(f"the weights in {folder} are damaged: their sha256 differs from the one in {RECORD}")
+    weights = _weights(folder)
+    if record is not None and not (weights.is_file() and record.get("sha256") == sha256_of(weights)):
+        raise ValueError(f"{weights} is missing or damaged: its sha256 differs from the one in {RECORD}")
+    kind = read_json(folder / "unet" / "config.json").get("_class_name")
+    if kind != UNet2DModel.__name__:  # diffusers would load what fits and draw the other weights at random.
+        raise ValueError(f"{folder} is not a diffusers DDPM pipeline: its network is a {kind}, not a UNet2DModel")
     try:
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
@@ -73,7 +77,13 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
     if record is not None:
         config = TrainConfig.model_validate(record["config"])
         return Snapshot(network, config.objective.noise, record["key"])
-    return Snapshot(network, _noise_of(scheduler, folder), sha256_of(_weights(folder)))
+    predicts, channels = scheduler.config.prediction_type, unet.config.out_channels
+    if predicts != "epsilon" or channels != unet.config.in_channels:
+        raise ValueError(
+            f"the network of {folder} must predict the noise (epsilon) in {unet.config.in_channels} channels, "
+            f"got {predicts} in {channels}"
+        )
+    return Snapshot(network, _noise_of(scheduler, folder), sha256_of(weights))
 
 
 def _weights(folder: Path) -> Path:
@@ -86,6 +96,6 @@ def _noise_of(scheduler: DDPMScheduler, folder: Path) -> NoiseSchedule:
         noise = NoiseSchedule.model_validate(
             {"kind": kind, "num_timesteps": scheduler.config.num_train_timesteps}
         )
-        if named == theirs and abs(float(scheduler.betas[-1]) - float(noise.betas[-1])) < 1e-4:
+        if named == theirs and (scheduler.betas - noise.betas).abs().max() < 1e-4:
             return noise
-    raise ValueError(f"the noise schedule of {folder} must be linear (to 0.02) or cosine, got {named!r}")
+    raise ValueError(f"the noise schedule of {folder} must be linear (from 1e-4 to 0.02) or cosine, got {named!r}")

@@ -166,7 +166,7 @@ def train(
             randomness=randomness,
             attack=lambda delta, draw=draw: config.objective.loss(state.network, draw, delta),  # type: ignore[misc]
         )
-        for step, replay in enumerate(replays):
+        for step, replay in enumerate(replays):  # noqa: B007 (the last replay is measured)
             _set_learning_rate(config, state, step)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
@@ -182,7 +182,9 @@ def train(
 
 def _check_shards(config: TrainConfig, shards: ShardSet) -> None:
     if shards.fingerprint != config.dataset:
-        raise ValueError(f"the config was made for dataset {config.dataset[:12]}, the shards are {shards.fingerprint[:12]}")
+        raise ValueError(
+            f"the config was made for dataset {config.dataset[:12]}, the shards are {shards.fingerprint[:12]}"
+        )
     wanted = (config.network.image_channels, config.network.resolution)
     if (shards.image_channels, shards.resolution) != wanted:
         raise ValueError(

@@ -17,8 +17,11 @@ OBJECT_STORE_BYTES = 128 * 1024**2
 
 
 @contextmanager
-def ray_session(cpus: int | None = None) -> Iterator[int]:
+def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator[int]:
     """Yields the number of CPUs trials may use.
+
+    The dashboard is what frees the workers of a Ray Train run that is stopped early: trials of
+    several workers want it.
 
     Where ``RAY_ADDRESS`` is set the cluster there is joined and left running; otherwise Ray is
     started on this machine and stopped at the end. A session that exists already is used.
@@ -33,7 +36,7 @@ def ray_session(cpus: int | None = None) -> Iterator[int]:
     joined = bool(os.environ.get("RAY_ADDRESS"))
     local = {} if joined else {"num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(include_dashboard=None if joined else False, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(include_dashboard=None if joined else dashboard, log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; "

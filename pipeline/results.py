@@ -35,8 +35,12 @@ class Comparison:
 
 
 def compared(pairs: Iterable[tuple[float, float]]) -> Comparison | None:
-    """Comparison of (metric, metric of the other) pairs; ``None`` without any."""
-    effects = [math.log(ours / theirs) for ours, theirs in pairs]
+    """Comparison of (metric, metric of the other) pairs; ``None`` without any.
+
+    An unbiased kernel distance may be zero or negative where nothing is left to gain; such a
+    pair has no ratio and is left out.
+    """
+    effects = [math.log(ours / theirs) for ours, theirs in pairs if ours > 0 and theirs > 0]
     if not effects:
         return None
     error = stdev(effects) / math.sqrt(len(effects)) if len(effects) > 1 else math.nan
@@ -81,7 +85,7 @@ class StudyResult:
         if control is None:
             return None
         ours, theirs = trial.metric_at(), control.metric_at()
-        shared = [kpass for kpass in _paired(ours, theirs) if ours[kpass] > 0]
+        shared = [kpass for kpass in _paired(ours, theirs) if ours[kpass] > 0 and theirs[_nearest(theirs, kpass)] > 0]
         if not shared:
             return None
         latest = max(shared)

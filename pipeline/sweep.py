@@ -58,7 +58,7 @@ def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Con
             cache=workspace.cache.resolve(),
         )
 
-    with ray_session(cpus) as available:
+    with ray_session(cpus, dashboard=space.workers > 1) as available:
 
         def run(programme: Programme, title: str, scheduler: TrialScheduler | None) -> None:
             run_programme(

@@ -135,8 +135,9 @@ def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float)
     first = config.evaluation.samplers[:1]
     (evaluated,) = evaluator.evaluate(state.average.module, config.train.objective.noise, first)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
-    append_curve(places.folder, kpass, {"eval/metric": evaluated.distances.frechet, **figures})
-    return Judged(kpass, evaluated.distances.frechet, final=False)
+    metric = evaluator.metric(evaluated)
+    append_curve(places.folder, kpass, {"eval/metric": metric, **figures})
+    return Judged(kpass, metric, final=False)
 
 
 def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float) -> Judged:
@@ -145,7 +146,7 @@ def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float
     noise, network = config.train.objective.noise, state.average.module
     figures: dict[str, float] = {}
     for evaluated in evaluator.evaluate(network, noise):
-        figures.setdefault("metric", evaluated.distances.frechet)
+        figures.setdefault("metric", evaluator.metric(evaluated))
         figures |= evaluator.named(evaluated)
         pictures = evaluated.images
     save_snapshot(state, config.train, places.folder / SNAPSHOT)

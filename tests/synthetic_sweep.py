@@ -136,7 +136,7 @@ class SyntheticSweep:
     def _finish(self, folder: Path, config: TrialConfig, metric: float) -> None:
         values = {"metric": metric}
         for sampler in config.evaluation.samplers:
-            values[f"fd_efflite0_64/{sampler.kind}_{sampler.nfe}"] = metric * (1 + 4 / sampler.nfe)
+            values[f"{config.evaluation.metric_name}/{sampler.kind}_{sampler.nfe}"] = metric * (1 + 4 / sampler.nfe)
         budget = config.train.minibatches * config.train.kpass_per_minibatch
         append_curve(folder, budget, {f"eval/{name}": value for name, value in values.items()})
         resolution = config.train.network.resolution

@@ -47,7 +47,11 @@ class DistanceMeter:
         if len(reference) < 2:
             raise ValueError(f"a reference needs at least 2 images, got {len(reference)}")
         self._reference = reference
-        self._frechet = FrechetInceptionDistance(_AlreadyFeatures(reference.shape[1]), reset_real_features=False)
+        self._frechet = FrechetInceptionDistance(
+            _AlreadyFeatures(reference.shape[1]),
+            reset_real_features=False,
+            sync_on_compute=False,  # Rank 0 judges alone; the other ranks would be waited for in vain.
+        )
         self._frechet.update(reference.double(), real=True)
 
     def __call__(self, generated: Tensor) -> Distances:
@@ -65,7 +69,10 @@ class DistanceMeter:
             warnings.simplefilter("ignore", UserWarning)
             torch.manual_seed(0)  # torchmetrics draws its subsets from the global generator.
             metric = KernelInceptionDistance(
-                _AlreadyFeatures(generated.shape[1]), subsets=KERNEL_SUBSETS, subset_size=subset
+                _AlreadyFeatures(generated.shape[1]),
+                subsets=KERNEL_SUBSETS,
+                subset_size=subset,
+                sync_on_compute=False,
             )
             metric.update(self._reference, real=True)
             metric.update(generated, real=False)

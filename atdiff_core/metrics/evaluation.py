@@ -12,7 +12,7 @@ from torch import Tensor
 from atdiff_core.config import Config
 from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.distances import DistanceMeter, Distances
-from atdiff_core.metrics.features import FeatureName, feature_network, features_of
+from atdiff_core.metrics.features import METRIC_NAMES, DistanceName, FeatureName, feature_network, features_of
 from atdiff_core.networks import NoisePredictor
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.randomness import derived_seed
@@ -24,18 +24,34 @@ class EvaluationConfig(Config):
 
     Attributes:
         features: Feature network: ``efflite0_64`` (offline) or ``inception`` (FID).
+        distance: Which distance is the trial metric. The kernel distance is unbiased and tells
+            small differences from few samples; the Fréchet distance is the usual one.
         samples: Images generated for each sampler.
         reference: Images of the dataset to compare with: its first ones in shard order, which is
             random but fixed; all of them where it has no more.
-        samplers: Samplers to run; the first decides the trial metric.
+        samplers: Samplers to run; the first decides the trial metric, the last makes the pictures.
         seed: Seed of the latents, the same for every trial.
     """
 
     features: FeatureName = "efflite0_64"
+    distance: DistanceName = "kernel"
     samples: Annotated[int, Field(ge=2)] = 512
     reference: Annotated[int, Field(ge=2)] = 50_000
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1)] = (Sampler(),)
     seed: int = 0
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the trial metric, say ``kd_efflite0_64``."""
+        return METRIC_NAMES[self.features][self.distance]
+
+    @property
+    def metric_label(self) -> str:
+        """The same in words, for axes and tables."""
+        if self.features == "inception":
+            return METRIC_NAMES[self.features][self.distance].upper()
+        kind = "Fréchet" if self.distance == "frechet" else "kernel"
+        return f"{kind} distance of {self.features} features"
 
 
 @dataclass(frozen=True)
@@ -96,9 +112,14 @@ class Evaluator:
 
     def named(self, evaluated: Evaluated) -> dict[str, float]:
         """Figures under the names of feature network and sampler, say ``fd_efflite0_64/ddim_10``."""
-        suffix = f"{evaluated.sampler.kind}_{evaluated.sampler.nfe}"
+        names, suffix = METRIC_NAMES[self.config.features], f"{evaluated.sampler.kind}_{evaluated.sampler.nfe}"
         return {
-            f"{self.network.fd_name}/{suffix}": evaluated.distances.frechet,
-            f"{self.network.kd_name}/{suffix}": evaluated.distances.kernel,
-            f"{self.network.kd_name}_std/{suffix}": evaluated.distances.kernel_std,
+            f"{names['frechet']}/{suffix}": evaluated.distances.frechet,
+            f"{names['kernel']}/{suffix}": evaluated.distances.kernel,
+            f"{names['kernel']}_std/{suffix}": evaluated.distances.kernel_std,
         }
+
+    def metric(self, evaluated: Evaluated) -> float:
+        """The trial metric."""
+        distances = evaluated.distances
+        return distances.frechet if self.config.distance == "frechet" else distances.kernel

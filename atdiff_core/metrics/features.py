@@ -11,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FeatureName = Literal["efflite0_64", "inception"]
+DistanceName = Literal["frechet", "kernel"]
+METRIC_NAMES: dict[FeatureName, dict[DistanceName, str]] = {
+    "efflite0_64": {"frechet": "fd_efflite0_64", "kernel": "kd_efflite0_64"},
+    "inception": {"frechet": "fid", "kernel": "kid"},
+}
+"""What a distance is called in each feature space. Only Inception's may be called FID and KID."""
 INCEPTION_WEIGHTS = "ATDIFF_INCEPTION_WEIGHTS"
 CHUNK = 64  # Four times as fast on a CPU as 256: the activations stay in its cache.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -24,7 +30,6 @@ class EfficientNetLite0(nn.Module):
     """
 
     num_features = 1280
-    fd_name, kd_name = "fd_efflite0_64", "kd_efflite0_64"
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +59,6 @@ class Inception(nn.Module):
     """
 
     num_features = 2048
-    fd_name, kd_name = "fid", "kid"
 
     def __init__(self) -> None:
         super().__init__()

@@ -128,9 +128,12 @@ def evaluate(
 def _table(evaluator: "Evaluator", rows: "list[Evaluated]") -> Any:
     from rich.table import Table
 
+    from atdiff_core.metrics.features import METRIC_NAMES
+
     settings = evaluator.config
     title = f"{settings.samples} samples, features {settings.features}, latents of seed {settings.seed}"
-    table = Table("sampler", "NFE", evaluator.network.fd_name, evaluator.network.kd_name, "± (subsets)", title=title)
+    names = METRIC_NAMES[settings.features]
+    table = Table("sampler", "NFE", names["frechet"], names["kernel"], "± (subsets)", title=title)
     for row in rows:
         figures = (row.distances.frechet, row.distances.kernel, row.distances.kernel_std)
         table.add_row(row.sampler.kind, str(row.sampler.nfe), *(f"{figure:.5g}" for figure in figures))

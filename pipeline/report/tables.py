@@ -215,7 +215,7 @@ def _seeds(count: int) -> str:
 
 def _metric(space: Space) -> str:
     evaluation = space.evaluation
-    name = "FID" if evaluation.features == "inception" else f"Fréchet distance of {evaluation.features} features"
+    name = evaluation.metric_label
     return f"{name}, {evaluation.samples:,} samples against the whole dataset"
 
 

@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from atdiff_core.metrics.features import EfficientNetLite0, Inception
 from atdiff_core.samplers import Sampler
 from pipeline.records import TrialRecord
 from pipeline.report.comparisons import adversarial, controls_of, eta_of, family
@@ -23,8 +22,6 @@ from pipeline.report.drawing import (
 )
 from pipeline.results import StudyResult
 
-DISTANCES = {"efflite0_64": EfficientNetLite0.fd_name, "inception": Inception.fd_name}
-"""Name of the Fréchet distance by feature network, as trials record it."""
 
 
 def arms(study: StudyResult) -> dict[str, list[TrialRecord]]:
@@ -39,8 +36,7 @@ def arms(study: StudyResult) -> dict[str, list[TrialRecord]]:
 
 def distance_name(study: StudyResult) -> str:
     evaluation = study.base.assignment.config.evaluation
-    name = "FID" if evaluation.features == "inception" else f"Fréchet distance, {evaluation.features} features"
-    return f"{name}\n({evaluation.samples:,} samples)"
+    return f"{evaluation.metric_label}\n({evaluation.samples:,} samples)"
 
 
 def nfe_figure(study: StudyResult) -> Figure:
@@ -83,7 +79,7 @@ def _draw_arm(axes: Axes, name: str, records: Sequence[TrialRecord], samplers: S
 
 
 def _distance(record: TrialRecord, sampler: Sampler) -> float | None:
-    prefix = DISTANCES[record.assignment.config.evaluation.features]
+    prefix = record.assignment.config.evaluation.metric_name
     return record.result.get(f"{prefix}/{sampler.kind}_{sampler.nfe}")
 
 
