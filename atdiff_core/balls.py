@@ -121,14 +121,21 @@ class L1Ball(_Ball):
 
 Ball = Annotated[L2Ball | LInfBall | L1Ball, Field(discriminator="norm")]
 
-BALLS: dict[str, type[L2Ball] | type[LInfBall] | type[L1Ball]] = {"l1": L1Ball, "l2": L2Ball, "linf": LInfBall}
+Norm = Literal["l1", "l2", "linf"]
+BALLS: dict[Norm, type[L2Ball] | type[LInfBall] | type[L1Ball]] = {"l1": L1Ball, "l2": L2Ball, "linf": LInfBall}
 
 
 def ball_of(norm: str, radius: float) -> L2Ball | LInfBall | L1Ball:
     """The ball of a norm given by name, as a search space samples it."""
-    if norm not in BALLS:
-        raise ValueError(f"norm must be one of {', '.join(BALLS)}, got {norm!r}")
-    return BALLS[norm](radius=radius)
+    return BALLS[norm_named(norm)](radius=radius)
+
+
+def norm_named(name: object) -> Norm:
+    """The norm of that name, or a ``ValueError`` that lists the names."""
+    for norm in BALLS:
+        if name == norm:
+            return norm
+    raise ValueError(f"norm must be one of {', '.join(BALLS)}, got {name!r}")
 
 
 def per_sample(values: Tensor) -> Tensor:

@@ -77,4 +77,3 @@ def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
         slots.setdefault(int(index), {})[slot] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-

@@ -28,9 +28,7 @@ class Optimization(Config):
     ema_half_life_kpass: Annotated[float, Field(gt=0)] = 10.0
 
     def optimizer(self, network: nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def learning_rate_at(self, kpass: float, *, budget_kpass: float) -> float:
         """Learning rate once ``kpass`` of ``budget_kpass`` thousand passes are done."""

@@ -13,6 +13,8 @@ from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoiser
 from atdiff_core.randomness import Randomness
 
+MIN_HALF_LOG_SNR = -5.1
+"""Where DPM-Solver++ starts: at the noisy end of a cosine schedule x_0 cannot be told from x_t."""
 SamplerKind = Literal["ddim", "ancestral", "dpmpp_2m"]
 
 
@@ -32,7 +34,7 @@ class Sampler(Config):
 
     def scheduler(self, noise: NoiseSchedule) -> DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler:
         """The diffusers scheduler with its timesteps set."""
-        levels = noise.num_timesteps - (self.kind == "dpmpp_2m")  # It stops above t = 0, the others there.
+        levels = self._levels(noise)
         if self.nfe > levels:
             raise ValueError(f"nfe of {self.kind} must be at most {levels} for this noise schedule, got {self.nfe}")
         common: dict[str, Any] = {
@@ -54,9 +56,17 @@ class Sampler(Config):
                     solver_order=2,
                     timestep_spacing="linspace",
                     lower_order_final=True,
+                    lambda_min_clipped=MIN_HALF_LOG_SNR,
                 )
         made.set_timesteps(self.nfe)
         return made
+
+    def _levels(self, noise: NoiseSchedule) -> int:
+        """Distinct noise levels that the sampler can visit."""
+        if self.kind != "dpmpp_2m":
+            return noise.num_timesteps
+        half_log_snr = (noise.abar / (1 - noise.abar)).log() / 2
+        return int((half_log_snr >= MIN_HALF_LOG_SNR).sum()) - 1  # It stops above t = 0, the others there.
 
 
 def latents(shape: Sequence[int], indices: Sequence[int], *, seed: int) -> Tensor:

@@ -46,8 +46,7 @@ def save_snapshot(state: TrainState, config: TrainConfig, folder: Path) -> None:
         variance_type="fixed_large",
         clip_sample=True,
     )
-    average: NoisePredictor = state.average.module
-    DDPMPipeline(unet=average.unet, scheduler=scheduler).save_pretrained(folder)
+    DDPMPipeline(unet=state.averaged.unet, scheduler=scheduler).save_pretrained(folder)
     record = {"key": config.key, "config": config.model_dump(mode="json"), "sha256": sha256_of(_weights(folder))}
     write_json(folder / RECORD, record)
 
@@ -93,9 +92,7 @@ def _weights(folder: Path) -> Path:
 def _noise_of(scheduler: DDPMScheduler, folder: Path) -> NoiseSchedule:
     named = scheduler.config.beta_schedule
     for kind, theirs in _BETA_SCHEDULES.items():
-        noise = NoiseSchedule.model_validate(
-            {"kind": kind, "num_timesteps": scheduler.config.num_train_timesteps}
-        )
+        noise = NoiseSchedule.model_validate({"kind": kind, "num_timesteps": scheduler.config.num_train_timesteps})
         if named == theirs and (scheduler.betas - noise.betas).abs().max() < 1e-4:
             return noise
     raise ValueError(f"the noise schedule of {folder} must be linear (from 1e-4 to 0.02) or cosine, got {named!r}")

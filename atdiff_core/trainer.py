@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import torch.distributed as dist
@@ -75,6 +75,11 @@ class TrainState:
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     minibatches: int = 0
+
+    @property
+    def averaged(self) -> NoisePredictor:
+        """The network with averaged weights, which is what is judged and kept."""
+        return cast(NoisePredictor, self.average.module)
 
     @classmethod
     def fresh(cls, config: TrainConfig, start: nn.Module | None = None, device: str = "cpu") -> "TrainState":

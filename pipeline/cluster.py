@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,9 +35,13 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         yield int(ray.cluster_resources().get("CPU", 1))
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    local = {} if joined else {"num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+    local: dict[str, Any] = (
+        {} if joined else {"num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+    )
     try:
-        ray.init(include_dashboard=None if joined else dashboard, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(
+            include_dashboard=None if joined else dashboard, log_to_driver=False, logging_level=logging.ERROR, **local
+        )
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; "

@@ -24,9 +24,7 @@ def run_distributed(assignment: Assignment, places: Places) -> Iterator[Judged]:
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"assignment": assignment, "places": places},
-        scaling_config=ScalingConfig(
-            num_workers=assignment.config.workers, use_gpu=torch.cuda.is_available()
-        ),
+        scaling_config=ScalingConfig(num_workers=assignment.config.workers, use_gpu=torch.cuda.is_available()),
         torch_config=TorchConfig(timeout_s=300),
         run_config=RunConfig(
             name=assignment.key[:16],
@@ -45,5 +43,3 @@ def _train_on_worker(config: dict[str, Any]) -> None:
     for _ in run_trial(config["assignment"], config["places"], rank=rank, world_size=world_size):
         pass
     torch.distributed.barrier()
-
-

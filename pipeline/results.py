@@ -1,11 +1,13 @@
 """From the folders of a sweep to effects, optima and the law."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import mean, stdev
 
+from atdiff_core.balls import Norm
 from atdiff_core.laws import LawRefused, PowerLaw, Rung, fit_power_law
 from atdiff_core.perturbations import FreeAT
 from atdiff_core.response import Observation, Response, fit_response
@@ -56,12 +58,14 @@ class StudyResult:
         dimension: Elements of an image, D.
         base: The model that every trial fine-tuned.
         trials: Every trial of the study, controls and repetitions included.
+        norm: The norm in which the response is told, the same at every resolution.
     """
 
     resolution: int
     dimension: int
     base: TrialRecord
     trials: tuple[TrialRecord, ...]
+    norm: Norm
 
     def of_role(self, *roles: Role) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.assignment.role in roles]
@@ -93,12 +97,12 @@ class StudyResult:
 
     @cached_property
     def observations(self) -> list[Observation]:
-        """Effects of all adversarial trials against their replay controls."""
+        """Effects of the adversarial trials in this norm against their replay controls."""
         seen = []
         for trial in self.of_role("search", "repeat"):
             perturbation = trial.assignment.config.train.perturbation
             effect = self.effect(trial)
-            if effect is not None and isinstance(perturbation, FreeAT):
+            if effect is not None and isinstance(perturbation, FreeAT) and perturbation.ball.norm == self.norm:
                 weight = 1.0 if trial.status == "complete" else 0.5
                 seen.append(Observation(perturbation.ball.radius, effect, trial.seed, weight))
         return seen
@@ -164,7 +168,12 @@ class SweepResult:
 
 
 def load_result(workspace: Workspace) -> SweepResult:
-    """Read a sweep from its folder; studies that have no trial yet are left out."""
+    """Read a sweep from its folder; studies that have no trial yet are left out.
+
+    Norms are not pooled: equal amplitudes in two norms need not do the same. Where several
+    were searched, responses and law are told in the leading one: the norm of the best trial, by
+    effect against its replay control, at the most resolutions.
+    """
     space = workspace.space()
     records = load_records(workspace.folder / "trials")
     studies = []
@@ -173,8 +182,23 @@ def load_result(workspace: Workspace) -> SweepResult:
         bases = [record for record in here if record.assignment.role == "base"]
         trials = tuple(record for record in here if record.assignment.role != "base")
         if bases and trials:
-            studies.append(StudyResult(resolution, space.dimension(resolution), bases[0], trials))
-    return SweepResult(space, tuple(studies))
+            norm = space.domains.norms()[0]
+            studies.append(StudyResult(resolution, space.dimension(resolution), bases[0], trials, norm))
+    leading = _leading_norm(studies, space.domains.norms())
+    return SweepResult(space, tuple(replace(study, norm=leading) for study in studies))
+
+
+def _leading_norm(studies: list[StudyResult], norms: tuple[Norm, ...]) -> Norm:
+    """The norm that leads the most studies; the first one declared where none is ahead."""
+    wins = Counter[Norm]()
+    for study in studies:
+        best = [(study.effect(trial), trial) for trial in study.of_role("search") if trial.status == "complete"]
+        known = [(effect, trial.key, trial) for effect, trial in best if effect is not None]
+        if known:
+            perturbation = min(known)[2].assignment.config.train.perturbation
+            if isinstance(perturbation, FreeAT):
+                wins[perturbation.ball.norm] += 1
+    return max(norms, key=lambda norm: wins[norm])
 
 
 def _paired(ours: dict[float, float], theirs: dict[float, float]) -> list[float]:

@@ -21,7 +21,7 @@ class ProgrammeSearcher(Searcher):
         self._encode = encode
         self._keys: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str.
         assignment = self._programme.ask()
         if assignment is None:
             return Searcher.FINISHED if self._programme.finished else None

@@ -166,9 +166,7 @@ class StudyProgramme:
                 yield Assignment(random, "random", leader.key)
 
     def _leaders(self) -> list[Assignment]:
-        complete = [
-            trial for trial in self._search.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE
-        ]
+        complete = [trial for trial in self._search.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
         complete.sort(key=lambda trial: (trial.values[0], trial.number))
         return [self._assignment(trial) for trial in complete[: self._space.replication.leaders]]
 
@@ -231,9 +229,7 @@ def _sampler(space: Space, resolution: int, trials_so_far: int) -> BaseSampler:
 
 def _open_study(name: str, storage: str, signature: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=storage, study_name=name, direction="minimize", load_if_exists=True
-    )
+    study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
     earlier = study.user_attrs.get("signature")
     if earlier is None:
         study.set_user_attr("signature", signature)

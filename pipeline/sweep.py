@@ -76,7 +76,9 @@ def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Con
         bases = _base_programme(list(rungs.values()), workspace)
         run(bases, "base models", None)
         if bases.failed:
-            raise ValueError(f"{len(bases.failed)} base models failed; see status.json in {workspace.folder / 'trials'}")
+            raise ValueError(
+                f"{len(bases.failed)} base models failed; see status.json in {workspace.folder / 'trials'}"
+            )
         for resolution, rung in rungs.items():
             programme = StudyProgramme(space, rung.base, workspace.study_uri)
             run(programme, f"study {resolution}px", trial_scheduler(space))

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from atdiff_core.perturbations import FreeAT, PGD, RandomPerturbation
+from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
 from pipeline.records import SAMPLES, TrialRecord, load_record
 from pipeline.workspace import Workspace, machine
 from search_spaces.space import Space, TrialConfig

@@ -133,7 +133,7 @@ def _state(config: TrialConfig, places: Places) -> TrainState:
 def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float) -> Judged:
     evaluator = _evaluator(config.evaluation, places.shards, places.cache)
     first = config.evaluation.samplers[:1]
-    (evaluated,) = evaluator.evaluate(state.average.module, config.train.objective.noise, first)
+    (evaluated,) = evaluator.evaluate(state.averaged, config.train.objective.noise, first)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
     metric = evaluator.metric(evaluated)
     append_curve(places.folder, kpass, {"eval/metric": metric, **figures})
@@ -143,7 +143,7 @@ def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float)
 def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float) -> Judged:
     """Judge the trained network with every sampler and write the result, which ends the trial."""
     evaluator = _evaluator(config.evaluation, places.shards, places.cache)
-    noise, network = config.train.objective.noise, state.average.module
+    noise, network = config.train.objective.noise, state.averaged
     figures: dict[str, float] = {}
     for evaluated in evaluator.evaluate(network, noise):
         figures.setdefault("metric", evaluator.metric(evaluated))
@@ -152,7 +152,5 @@ def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float
     save_snapshot(state, config.train, places.folder / SNAPSHOT)
     save_grid(pictures, places.folder / SAMPLES)
     append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})
-    write_json(
-        places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began}
-    )
+    write_json(places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began})
     return Judged(kpass, figures["metric"], final=True)

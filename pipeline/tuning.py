@@ -26,7 +26,7 @@ MAX_FAILURES = 1
 DRIVER_CPUS = 0.01
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """The programme was stopped before its end; the same command continues it."""
 
 
@@ -97,8 +97,8 @@ def trial_scheduler(space: Space) -> TrialScheduler | None:
         time_attr="kpass",
         metric="metric",
         mode="min",
-        max_t=2 * budget,  # The trial ends itself; ASHA must not end it just before.
-        grace_period=budget * stopping.rung * 0.9,  # K replays round the rung down by a minibatch.
+        max_t=2 * budget,  # type: ignore[arg-type]  # The trial ends itself; ASHA must not end it just before.
+        grace_period=0.9 * budget * stopping.rung,  # type: ignore[arg-type]  # K replays round the rung down by a minibatch.
         reduction_factor=1 / stopping.keep,
     )
 

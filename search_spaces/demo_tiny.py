@@ -9,7 +9,9 @@ space = demo.but(
     name="demo-tiny",
     pretraining=Phase(budget_kpass=6.4, optimization=demo.pretraining.optimization),
     finetuning=Phase(budget_kpass=0.768, optimization=demo.finetuning.optimization),
-    evaluation=EvaluationConfig(samples=32, reference=512, samplers=(Sampler(kind="ddim", nfe=5), Sampler(kind="ddim", nfe=2))),
+    evaluation=EvaluationConfig(
+        samples=32, reference=512, samplers=(Sampler(kind="ddim", nfe=5), Sampler(kind="ddim", nfe=2))
+    ),
     trials=7,
     replication=Replication(leaders=1, seeds=2),
 )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atdiff_core.balls import BALLS, Ball, ball_of
+from atdiff_core.balls import BALLS, Ball, Norm, ball_of, norm_named
 from atdiff_core.config import Config
 from atdiff_core.perturbations import FreeAT
 
@@ -68,6 +68,11 @@ class _Domains(Config):
         """Every K that a trial of this space can have."""
         raise NotImplementedError
 
+    def norms(self) -> tuple[Norm, ...]:
+        """Every norm that a trial of this space can have."""
+        norm: Choice = getattr(self, "norm")  # noqa: B009
+        return tuple(norm_named(name) for name in norm.values)
+
     def eta_range(self) -> tuple[float, float]:
         """The radii searched, lowest and highest, as they are written (amplitude, or raw)."""
         eta: Domain = getattr(self, "eta")  # noqa: B009
@@ -87,8 +92,7 @@ def _check_replays_and_norms(num_replays: Domain, norm: Choice) -> None:
     if min(_counts(num_replays)) < 2:
         raise ValueError(f"num_replays must be >= 2 for an ascent to happen, got {min(_counts(num_replays))}")
     for name in norm.values:
-        if name not in BALLS:
-            raise ValueError(f"norm must be one of {', '.join(BALLS)}, got {name!r}")
+        norm_named(name)
 
 
 class ReachDomains(_Domains):
@@ -150,7 +154,7 @@ class RawDomains(_Domains):
 
     def perturbation(self, point: Point, dimension: int) -> FreeAT:
         values = {**self.fixed(), **point}
-        norm = str(values["norm"])
+        norm = norm_named(values["norm"])
         unit = BALLS[norm].raw(1.0, dimension)
         ball: Ball = ball_of(norm, float(values["eta"]) / unit)
         return FreeAT(ball=ball, num_replays=int(values["num_replays"]), step_size=float(values["alpha"]) / unit)

@@ -153,9 +153,7 @@ class Space(Config):
             budget_kpass=self.finetuning.budget_kpass,
             seed=seed,
         )
-        return TrialConfig(
-            train=train, evaluation=self.evaluation, rung=self.stopping.rung, workers=self.workers
-        )
+        return TrialConfig(train=train, evaluation=self.evaluation, rung=self.stopping.rung, workers=self.workers)
 
     def at(self, base: TrialConfig, point: Point, seed: int = 0) -> TrialConfig:
         """The trial at a sampled point."""

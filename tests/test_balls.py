@@ -42,9 +42,7 @@ class TestEveryBall:
 
     @EVERY_BALL
     @given(seed=seeds, scale=scales)
-    def test_points_inside_stay_and_points_outside_reach_the_boundary(
-        self, norm: str, seed: int, scale: float
-    ) -> None:
+    def test_points_inside_stay_and_points_outside_reach_the_boundary(self, norm: str, seed: int, scale: float) -> None:
         delta = tensor(seed, scale)
         outer = ball_of(norm, 1.01 * ball_of(norm, 0).size(delta).max().item())
         inner = ball_of(norm, 0.99 * ball_of(norm, 0).size(delta).min().item())
@@ -122,9 +120,7 @@ def test_the_l1_step_is_dense_and_along_the_gradient(seed: int) -> None:
 
 class TestL1Projection:
     @given(seed=seeds, scale=scales, fraction=st.floats(0.001, 0.999))
-    def test_it_is_soft_thresholding_at_the_root_of_the_excess(
-        self, seed: int, scale: float, fraction: float
-    ) -> None:
+    def test_it_is_soft_thresholding_at_the_root_of_the_excess(self, seed: int, scale: float, fraction: float) -> None:
         delta = tensor(seed, scale)[:1]
         radius = fraction * delta.abs().mean().item()
         magnitude = delta.abs().numpy()

@@ -148,9 +148,7 @@ class TestDropout:
         other = Draw(draw.noise, draw.timesteps, draw.noisy, draw.sigma, dropout_seed=draw.dropout_seed + 1)
         assert not torch.equal(SEES.loss(network, draw, delta), SEES.loss(network, other, delta))
 
-    def test_masks_leave_the_global_generator_where_it_was(
-        self, network: nn.Module, draw: Draw, delta: Tensor
-    ) -> None:
+    def test_masks_leave_the_global_generator_where_it_was(self, network: nn.Module, draw: Draw, delta: Tensor) -> None:
         before = torch.get_rng_state()
         SEES.loss(network, draw, delta)
         assert torch.equal(torch.get_rng_state(), before)

@@ -50,7 +50,10 @@ def test_fixed_names_are_not_searched() -> None:
         (lambda: ReachDomains(eta=choice(0.1)), "at least one domain that varies"),
         (lambda: ReachDomains(eta=log_range(0.1, 0.01)), "low < high, got 0.1 and 0.01"),
         (lambda: ReachDomains(eta=log_range(0.0, 0.01)), "low > 0, got 0"),
-        (lambda: ReachDomains(eta=log_range(0.1, 1.0), norm=choice("l3")), "norm must be one of l1, l2, linf, got 'l3'"),
+        (
+            lambda: ReachDomains(eta=log_range(0.1, 1.0), norm=choice("l3")),
+            "norm must be one of l1, l2, linf, got 'l3'",
+        ),
         (lambda: ReachDomains(eta=log_range(0.1, 1.0), num_replays=choice(1, 3)), "num_replays must be >= 2"),
     ],
 )

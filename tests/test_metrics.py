@@ -120,9 +120,7 @@ class TestFeatures:
         assert distances[0].kernel < distances[1].kernel < distances[2].kernel
         assert distances[0].frechet < distances[1].frechet < distances[2].frechet
 
-    def test_inception_without_weights_tells_what_to_set(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_inception_without_weights_tells_what_to_set(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(INCEPTION_WEIGHTS, str(tmp_path / "missing.pth"))
         with pytest.raises(ValueError, match=r"ATDIFF_INCEPTION_WEIGHTS must be the path of .*missing\.pth"):
             Inception()
@@ -142,9 +140,7 @@ class TestEvaluator:
         one, other = (list(each.evaluate(network, NoiseSchedule())) for each in (first, second))
         assert [each.distances for each in one] == [each.distances for each in other]
 
-    def test_another_size_of_the_reference_has_features_of_its_own(
-        self, digits_8px: ShardSet, tmp_path: Path
-    ) -> None:
+    def test_another_size_of_the_reference_has_features_of_its_own(self, digits_8px: ShardSet, tmp_path: Path) -> None:
         for reference in (8, 16):
             Evaluator(self.CONFIG.but(reference=reference), digits_8px, tmp_path)
         assert len(list(tmp_path.iterdir())) == 2

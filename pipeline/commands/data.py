@@ -92,5 +92,6 @@ def _write(source: "Source", out: Path, resolutions: str, *, image_channels: int
         index = load_index(set_folder(out, resolution))
         console.print(
             f"{set_folder(out, resolution)}: {index.num_samples:,} images, {len(index.classes)} classes, "
-            f"{len(index.shards)} shards, fingerprint {index.fingerprint[:12]}"
+            f"{len(index.shards)} shards, fingerprint {index.fingerprint[:12]}",
+            soft_wrap=True,
         )

@@ -42,4 +42,3 @@ def doctor() -> None:
 
 
 _MARKS = {"good": "[green]✓[/]", "optional": "[yellow]○[/]", "broken": "[red]✗[/]"}
-

@@ -108,7 +108,7 @@ def _law_row(space: Space, resolution: int, study: StudyResult | None) -> LawRow
 
 def raw_etas(space: Space, eta: float, dimension: int) -> dict[str, float]:
     """An amplitude in the papers' raw norms, for every norm of the space."""
-    return {str(norm): BALLS[str(norm)].raw(eta, dimension) for norm in space.domains.norm.values}
+    return {norm: BALLS[norm].raw(eta, dimension) for norm in space.domains.norms()}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from pipeline.report.drawing import (
 from pipeline.results import StudyResult
 
 
-
 def arms(study: StudyResult) -> dict[str, list[TrialRecord]]:
     """Base model, controls and leader, each with a record a seed; complete ones only."""
     found = {"base": [study.base]}
