@@ -7,6 +7,7 @@ same trials, one at a time; the work itself is measured inside the trial.
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,7 +63,7 @@ def ours(work: Path, shards: Path) -> list[float]:
         console=Console(quiet=True),
     )
     order = sorted(ends, key=lambda folder: ends[folder])
-    gaps = [ends[later] - ends[earlier] for earlier, later in zip(order, order[1:], strict=False)]
+    gaps = [ends[later] - ends[earlier] for earlier, later in pairwise(order)]
     worked = [load_record(folder).sec for folder in order[1:]]
     return [gap - sec for gap, sec in zip(gaps, worked, strict=True)][1:]
 

@@ -77,6 +77,7 @@ class TrialRecord:
             unless complete.
         sec: Seconds of training and evaluation.
         folder: Where it lies.
+        reason: Why it failed or was stopped, in one line; empty otherwise.
     """
 
     assignment: Assignment
@@ -85,6 +86,7 @@ class TrialRecord:
     result: dict[str, float]
     sec: float
     folder: Path
+    reason: str = ""
 
     @property
     def key(self) -> str:
@@ -118,10 +120,12 @@ def load_record(folder: Path) -> TrialRecord:
     assignment = Assignment(TrialConfig.model_validate(declared["config"]), declared["role"], declared["of"])
     finished = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
     status: Status = "complete" if finished else "running"
+    reason = ""
     if not finished and (folder / STATUS).is_file():
-        status = read_json(folder / STATUS)["status"]
+        ended = read_json(folder / STATUS)
+        status, reason = ended["status"], ended["reason"]
     return TrialRecord(
-        assignment, status, _curves(folder), finished.get("values", {}), finished.get("sec", 0.0), folder
+        assignment, status, _curves(folder), finished.get("values", {}), finished.get("sec", 0.0), folder, reason
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from atdiff_core.data.stream import ShardSet, open_shards
 from pipeline.cluster import ray_session
 from pipeline.programme import FixedProgramme, Programme
-from pipeline.records import SNAPSHOT, TRIAL, Assignment
+from pipeline.records import SNAPSHOT, TRIAL, Assignment, Role, load_records
 from pipeline.results import SweepResult, load_result
 from pipeline.study import StudyProgramme
 from pipeline.tracking import Tracker
@@ -45,9 +45,21 @@ def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Con
     console = console or Console()
     workspace = Workspace(root, space.name)
     rungs = {resolution: _rung(space, resolution) for resolution in space.ladder}
+    workspace.check_disk()
     workspace.claim(space)
-    tracker = Tracker(workspace, space)
-    tracker.copy_all(_folders(workspace))  # What a killed driver did not copy.
+    with workspace.locked():
+        tracker = Tracker(workspace, space)
+        tracker.copy_all(_folders(workspace))  # What a killed driver did not copy.
+        with ray_session(cpus, dashboard=space.workers > 1) as available:
+            _run_ladder(space, rungs, workspace, tracker, available, console)
+        tracker.copy_all(_folders(workspace))
+    return load_result(workspace)
+
+
+def _run_ladder(
+    space: Space, rungs: dict[int, Rung], workspace: Workspace, tracker: Tracker, cpus: int, console: Console
+) -> None:
+    """Base models of all resolutions first, then one study after the other."""
 
     def places_of(assignment: Assignment) -> Places:
         rung = rungs[assignment.config.train.network.resolution]
@@ -58,32 +70,36 @@ def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Con
             cache=workspace.cache.resolve(),
         )
 
-    with ray_session(cpus, dashboard=space.workers > 1) as available:
+    def run(programme: Programme, title: str, scheduler: TrialScheduler | None) -> None:
+        run_programme(
+            programme,
+            places_of,
+            title=title,
+            storage=workspace.folder / "ray",
+            cpus=cpus,
+            workers=space.workers,
+            scheduler=scheduler,
+            on_change=tracker.copy_trial,
+            console=console,
+        )
 
-        def run(programme: Programme, title: str, scheduler: TrialScheduler | None) -> None:
-            run_programme(
-                programme,
-                places_of,
-                title=title,
-                storage=workspace.folder / "ray",
-                cpus=available,
-                workers=space.workers,
-                scheduler=scheduler,
-                on_change=tracker.copy_trial,
-                console=console,
-            )
+    run(_base_programme(list(rungs.values()), workspace), "base models", None)
+    for resolution, rung in rungs.items():
+        _require_complete(workspace, resolution, "base")
+        run(StudyProgramme(space, rung.base, workspace.study_uri), f"study {resolution}px", trial_scheduler(space))
+        _require_complete(workspace, resolution, "search")
 
-        bases = _base_programme(list(rungs.values()), workspace)
-        run(bases, "base models", None)
-        if bases.failed:
-            raise ValueError(
-                f"{len(bases.failed)} base models failed; see status.json in {workspace.folder / 'trials'}"
-            )
-        for resolution, rung in rungs.items():
-            programme = StudyProgramme(space, rung.base, workspace.study_uri)
-            run(programme, f"study {resolution}px", trial_scheduler(space))
-    tracker.copy_all(_folders(workspace))
-    return load_result(workspace)
+
+def _require_complete(workspace: Workspace, resolution: int, role: Role) -> None:
+    """Stop with the first failure's own words where no trial of a role came through."""
+    records = load_records(workspace.folder / "trials")
+    here = [record for record in records if (record.resolution, record.assignment.role) == (resolution, role)]
+    failed = [record for record in here if record.status == "failed"]
+    if failed and not any(record.status == "complete" for record in here):
+        raise ValueError(
+            f"all {len(failed)} {role} trials at {resolution} px failed; the first ({failed[0].folder}) says: "
+            f"{failed[0].reason}"
+        )
 
 
 def _rung(space: Space, resolution: int) -> Rung:

@@ -4,6 +4,7 @@ Trials write to their folders only. The driver copies the folders to MLflow, so 
 one writer, and copying again changes nothing: a point is identified by its key, step and time.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable
@@ -180,6 +181,7 @@ def _nfe_curves(record: TrialRecord) -> list[Metric]:
 
 
 def _client(uri: str) -> MlflowClient:
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -136,7 +136,8 @@ class _Observer(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         folder = self._places_of(_assignment(trial)).folder
-        set_status(folder, "failed", str(trial.get_error() or "")[-2000:])
+        said = str(trial.get_error() or "").strip().splitlines()
+        set_status(folder, "failed", said[-1] if said else "the process died")
         self._on_change(folder)
         self._board.end(folder, "failed")
 

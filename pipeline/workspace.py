@@ -1,12 +1,18 @@
 """Where a sweep keeps its files, and what it was run on."""
 
+import fcntl
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from atdiff_core.files import read_json, write_json
 from search_spaces.space import Space
+
+MIN_FREE_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,37 @@ class Workspace:
                 f"the sweep {self.name!r} in {self.root} was started with another configuration "
                 f"(different: {', '.join(changed)}); give the space another name or another --root"
             )
+
+    def check_disk(self) -> None:
+        """Refuse to start on a disk that the sweep would fill."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.root).free
+        if free < MIN_FREE_BYTES:
+            raise ValueError(
+                f"only {free / 1e6:.0f} MB are free at {self.root}, a sweep wants {MIN_FREE_BYTES / 1e6:.0f}; "
+                "make room or give another --root"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one driver; the lock goes with the process, however it ends.
+
+        Raises:
+            ValueError: Another process runs this sweep.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "driver.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise ValueError(
+                    f"the sweep {self.name!r} in {self.root} is already being run by process {file.read()}"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def space(self) -> Space:
         """The space that this folder was claimed for."""

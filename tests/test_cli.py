@@ -1,15 +1,19 @@
 """The command line as a person meets it: help, results, and one clear line for each mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from sweep_helpers import write_digits
+from sweep_helpers import tiny_space, write_digits
+
+from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
+SPACE = "from sweep_helpers import tiny_space\nspace = tiny_space({arguments})\n"
 CONFIG = """
 from atdiff_core.balls import L2Ball
 from atdiff_core.metrics.evaluation import EvaluationConfig
@@ -32,7 +36,10 @@ config = {{
 
 def atdiff(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=120, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd or ROOT, env=environment, timeout=120, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +176,24 @@ def test_doctor_tells_what_is_missing_and_what_to_do() -> None:
     assert done.returncode == 0, done.stdout
     assert "Inception weights (FID)" in done.stdout
     assert "mlflow" in done.stdout
+
+
+def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path, shards: Path) -> None:
+    space = tiny_space(shards)
+    workspace = Workspace(tmp_path, space.name)
+    file = tmp_path / "space.py"
+    file.write_text(
+        f"from pathlib import Path\nfrom sweep_helpers import tiny_space\nspace = tiny_space(Path({str(shards)!r}))\n"
+    )
+    workspace.claim(space)
+    with workspace.locked():
+        assert f"process {os.getpid()}" in mistake("sweep", file, "--root", tmp_path)
+
+
+def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path, shards: Path) -> None:
+    file = tmp_path / "space.py"
+    file.write_text(
+        f"from pathlib import Path\nfrom sweep_helpers import tiny_space\nspace = tiny_space(Path({str(shards)!r}), trials=9)\n"
+    )
+    Workspace(tmp_path, "tiny").claim(tiny_space(shards))
+    assert "another configuration (different: trials)" in mistake("sweep", file, "--root", tmp_path)

@@ -32,7 +32,7 @@ def sweep(
     try:
         result = run_sweep(declared, root, cpus=cpus, console=console)
     except Interrupted:
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt from None  # Told by main, with the way to continue.
     finish_sweep(result, _workspace(root / declared.name), f"atdiff sweep {space} --root {root}", console)
     console.print(f"[dim]{time.monotonic() - began:.0f} s in this call[/]")
 

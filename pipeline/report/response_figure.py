@@ -24,7 +24,7 @@ from pipeline.report.drawing import (
     say,
     trial_legend,
 )
-from pipeline.report.wording import study_title
+from pipeline.report.wording import NORMS, study_title
 from pipeline.results import StudyResult
 
 Point = tuple[TrialRecord, float, float]
@@ -116,7 +116,7 @@ def _draw_posterior(axes: Axes, study: StudyResult) -> None:
     response, best = study.response, study.response.optimum
     low, mean, high = (100 * np.expm1(curve) for curve in (response.low, response.mean, response.high))
     axes.fill_between(response.etas, low, high, color=BLUE, alpha=0.13, linewidth=0, label="95 % band")
-    axes.plot(response.etas, mean, color=BLUE, linewidth=1.6, label="posterior of the effect")
+    axes.plot(response.etas, mean, color=BLUE, linewidth=1.6, label=f"posterior of the effect in {NORMS[study.norm]}")
     if best.found:
         axes.axvspan(best.low, best.high, color=GREEN, alpha=0.15, linewidth=0, label="η* with 95 % interval")
         axes.axvline(best.eta, color=GREEN, linewidth=1.4)

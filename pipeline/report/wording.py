@@ -2,6 +2,7 @@
 
 import math
 
+from atdiff_core.balls import Norm
 from atdiff_core.laws import LawRefused, PowerLaw, min_rungs
 from atdiff_core.response import min_etas
 from pipeline.records import Role
@@ -15,6 +16,9 @@ NO_OPTIMUM = {
     "not_better": "no better than the control, as far as can be told",
     "too_few": "too few trials",
 }
+
+
+NORMS: dict[Norm, str] = {"l1": "l1", "l2": "l2", "linf": "l∞"}
 
 
 def number(value: float) -> str:
@@ -67,10 +71,11 @@ def reason_of(study: StudyResult) -> str:
 
 def study_title(study: StudyResult) -> str:
     """What a resolution showed, short enough for the title of a figure."""
+    norm = NORMS[study.norm]
     if study.response is None or not study.response.optimum.found:
-        return f"{study.resolution} px, {verdict_words(study)}"
+        return f"{study.resolution} px, {norm}: {verdict_words(study)}"
     best = study.response.optimum
-    return f"{study.resolution} px: best at η = {number(best.eta)} ({between(best.low, best.high)})"
+    return f"{study.resolution} px, {norm}: best at η = {number(best.eta)} ({between(best.low, best.high)})"
 
 
 def law_title(result: SweepResult) -> str:
@@ -97,10 +102,16 @@ def law_sentence(result: SweepResult) -> str:
     at = law.predict(result.space.dimension(result.space.predict_at))
     zero = "" if law.rejects(0) else " One amplitude for all resolutions (exponent 0) is not excluded."
     return (
-        f"The best strength follows η* ∝ D^b with b = {exponent_of(law)}, fitted to {len(law.rungs)} of "
-        f"{len(result.space.ladder)} resolutions. At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
+        f"The best strength{_in_norm(result)} follows η* ∝ D^b with b = {exponent_of(law)}, "
+        f"fitted to {len(law.rungs)} of {len(result.space.ladder)} resolutions. At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
         f"η* = {number(at.eta)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
     )
+
+
+def _in_norm(result: SweepResult) -> str:
+    norms = result.space.domains.norms()
+    leading = {study.norm for study in result.studies}
+    return f" in {NORMS[leading.pop()]}, the leading one of {len(norms)} norms," if len(norms) > 1 and leading else ""
 
 
 def best_sentence(result: SweepResult) -> str:
