@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-KERNEL_SUBSETS = 20
+KERNEL_SUBSETS = 6
 
 
 class _AlreadyFeatures(nn.Module):
