@@ -100,7 +100,7 @@ class SyntheticSweep:
     def _points(self) -> list[dict[str, float | int | str]]:
         low, high = self._space.domains.eta_range()
         return [
-            {"eta": eta, "num_replays": 2 + n % 2, "reach": 1.0 + n // 2 % 2, "norm": ("l2", "linf")[n // 3 % 2]}
+            {"eta": eta, "num_replays": 2 + n % 2, "reach": 1.0 + n // 2 % 2, "norm": "l2" if n % 6 == 5 else "linf"}
             for n, eta in enumerate(np.geomspace(low, high, self._space.trials).tolist())
         ]
 

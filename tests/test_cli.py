@@ -182,9 +182,7 @@ def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path, shards: Pa
     space = tiny_space(shards)
     workspace = Workspace(tmp_path, space.name)
     file = tmp_path / "space.py"
-    file.write_text(
-        f"from pathlib import Path\nfrom sweep_helpers import tiny_space\nspace = tiny_space(Path({str(shards)!r}))\n"
-    )
+    file.write_text(SPACE.format(arguments=f"{str(shards)!r}"))
     workspace.claim(space)
     with workspace.locked():
         assert f"process {os.getpid()}" in mistake("sweep", file, "--root", tmp_path)
@@ -192,8 +190,6 @@ def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path, shards: Pa
 
 def test_a_second_sweep_of_the_same_name_is_refused(tmp_path: Path, shards: Path) -> None:
     file = tmp_path / "space.py"
-    file.write_text(
-        f"from pathlib import Path\nfrom sweep_helpers import tiny_space\nspace = tiny_space(Path({str(shards)!r}), trials=9)\n"
-    )
+    file.write_text(SPACE.format(arguments=f"{str(shards)!r}, trials=9"))
     Workspace(tmp_path, "tiny").claim(tiny_space(shards))
     assert "another configuration (different: trials)" in mistake("sweep", file, "--root", tmp_path)

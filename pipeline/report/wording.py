@@ -103,7 +103,8 @@ def law_sentence(result: SweepResult) -> str:
     zero = "" if law.rejects(0) else " One amplitude for all resolutions (exponent 0) is not excluded."
     return (
         f"The best strength{_in_norm(result)} follows η* ∝ D^b with b = {exponent_of(law)}, "
-        f"fitted to {len(law.rungs)} of {len(result.space.ladder)} resolutions. At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
+        f"fitted to {len(law.rungs)} of {len(result.space.ladder)} resolutions. "
+        f"At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
         f"η* = {number(at.eta)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
     )
 
