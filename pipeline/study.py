@@ -21,6 +21,7 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler, GPSampler
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats.qmc import LatinHypercube
 
 from atdiff_core.controls import random_control
 from atdiff_core.perturbations import Unperturbed
@@ -30,7 +31,8 @@ from search_spaces.domains import Choice, Point
 from search_spaces.space import Space, TrialConfig
 
 SEARCH_SEED = 0
-STARTUP_TRIALS = 6
+SPREAD_FRACTION = 2 / 3
+"""Share of the search trials that are spread over the space before the model chooses."""
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -58,6 +60,9 @@ class StudyProgramme:
         self._search = _open_study(name, storage, signature)
         self._search.sampler = _sampler(space, self.resolution, len(self._search.get_trials(deepcopy=False)))
         self._extras = _open_study(f"{name}/controls", storage, signature)
+        if not self._search.get_trials(deepcopy=False):
+            for point in _spread_points(space, self.resolution):
+                self._search.enqueue_trial(point)
         self._orphans = [*self._running(self._extras), *self._running(self._search)]
 
     def ask(self) -> Assignment | None:
@@ -216,13 +221,28 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
     }
 
 
+def _spread_trials(space: Space) -> int:
+    return max(1, round(SPREAD_FRACTION * space.trials))
+
+
+def _spread_points(space: Space, resolution: int) -> list[Point]:
+    """A Latin hypercube over the searched domains: the law needs the shape of the whole response."""
+    searched = space.domains.searched()
+    seed = derived_seed(space.seed, resolution, "spread") % 2**32
+    unit = LatinHypercube(d=len(searched), rng=seed).random(_spread_trials(space))
+    return [
+        {name: domain.at(float(place)) for (name, domain), place in zip(searched.items(), row, strict=True)}
+        for row in unit
+    ]
+
+
 def _sampler(space: Space, resolution: int, trials_so_far: int) -> BaseSampler:
-    """A Gaussian process after some random trials; a resumed search does not draw its first points again."""
+    """A Gaussian process once the spread trials are done; a resumed search does not draw its first points again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return GPSampler(
             seed=derived_seed(space.seed, resolution, trials_so_far, "search") % 2**32,
-            n_startup_trials=STARTUP_TRIALS,
+            n_startup_trials=_spread_trials(space),
             deterministic_objective=False,
         )
 

@@ -28,12 +28,22 @@ class Range(Config):
             raise ValueError(f"a logarithmic range needs low > 0, got {self.low}")
         return self
 
+    def at(self, place: float) -> float:
+        """The value at a place in [0, 1] between the ends."""
+        if self.log:
+            return self.low * (self.high / self.low) ** place
+        return self.low + place * (self.high - self.low)
+
 
 class Choice(Config):
     """One of several values; a single value fixes it."""
 
     kind: Literal["choice"] = "choice"
     values: Annotated[tuple[int | float | str, ...], Field(min_length=1)]
+
+    def at(self, place: float) -> int | float | str:
+        """The value at a place in [0, 1), every value having the same share."""
+        return self.values[int(place * len(self.values))]
 
 
 Domain = Annotated[Range | Choice, Field(discriminator="kind")]

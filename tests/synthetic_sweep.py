@@ -14,7 +14,7 @@ from atdiff_core.perturbations import FreeAT, Perturbation
 from atdiff_core.pictures import save_grid
 from pipeline.records import RESULT, SAMPLES, Assignment, append_curve, declare, set_status
 from pipeline.workspace import Workspace
-from search_spaces.demo import space as demo
+from search_spaces.demo_norms import space as demo_norms
 from search_spaces.space import Space, TrialConfig
 
 SEC = 4.0
@@ -147,7 +147,7 @@ class SyntheticSweep:
 
 def write_sweep(root: Path, truth: Truth = Truth(), **changes: object) -> Workspace:
     """A finished sweep of the demo's space, with ``changes`` to the space."""
-    sweep = SyntheticSweep(root, truth, demo.but(name="synthetic", **changes))
+    sweep = SyntheticSweep(root, truth, demo_norms.but(name="synthetic", trials=12, **changes))
     for resolution in sweep.workspace.space().ladder:
         sweep.write_study(resolution)
     return sweep.workspace

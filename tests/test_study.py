@@ -117,6 +117,16 @@ def test_a_resumed_search_does_not_draw_its_first_points_again(space: Space, bas
     assert len(keys) == 5
 
 
+def test_the_first_points_are_spread_over_the_whole_range(space: Space, base: TrialConfig, storage: str) -> None:
+    space = space.but(trials=12)
+    done = run_to_end(StudyProgramme(space, base, storage))
+    searched = [each.config.train.perturbation for each in done if each.role == "search"][:8]
+    places = [math.log(each.ball.radius / 0.003) / math.log(0.3 / 0.003) for each in searched]
+    assert sorted(int(place * 8) for place in places) == list(range(8))
+    replays = [each.steps_per_minibatch for each in searched]
+    assert replays.count(2) == replays.count(4) == 4
+
+
 def test_telling_twice_changes_nothing(space: Space, base: TrialConfig, storage: str) -> None:
     programme = StudyProgramme(space, base, storage)
     assignment = programme.ask()
