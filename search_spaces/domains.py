@@ -31,7 +31,7 @@ class Range(Config):
     def at(self, place: float) -> float:
         """The value at a place in [0, 1] between the ends."""
         if self.log:
-            return self.low * (self.high / self.low) ** place
+            return float(self.low * (self.high / self.low) ** place)
         return self.low + place * (self.high - self.low)
 
 
