@@ -1,8 +1,8 @@
 """The demo: 5,000 real digits at 8, 12 and 16 pixels, minutes on two CPU cores.
 
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
-strong (eta), with how many replays and with which reach. The norm is fixed: `demo_norms.py`
-searches it too. Costs 0.4 M passes of pretraining and about
+strong (eta) and with which reach. A dozen trials a resolution carry no more: K and the norm are
+fixed, `demo_norms.py` searches them too. Costs 0.4 M passes of pretraining and about
 0.5 M of fine-tuning; the judging of the trials costs as much again.
 """
 
@@ -32,7 +32,7 @@ space = Space(
     ),
     domains=ReachDomains(
         eta=log_range(0.02, 0.6),
-        num_replays=choice(2, 3),
+        num_replays=choice(3),
         reach=choice(1.0, 2.0),
         norm=choice("linf"),
     ),
