@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, shards: Path) -> None:
 def test_doctor_tells_what_is_missing_and_what_to_do() -> None:
     done = atdiff("doctor")
     assert done.returncode == 0, done.stdout
-    assert "Inception weights (FID)" in done.stdout
+    assert "Inception" in done.stdout
     assert "mlflow" in done.stdout
 
 
