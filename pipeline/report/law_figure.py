@@ -49,7 +49,7 @@ def law_figure(result: SweepResult) -> Figure:
     if isinstance(law, LawRefused):
         axes.text(0.98, 0.02, "without a law nothing is predicted", transform=axes.transAxes, ha="right", color=GREY)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right", fontsize=9, framealpha=0.9)
+        axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
     return figure
 
 
