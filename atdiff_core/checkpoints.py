@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atdiff_core.files import read_json, sha256_of, write_json
-from atdiff_core.trainer import TrainConfig, TrainState
+from atdiff_core.trainer import SCRATCH, TrainConfig, TrainState
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -51,7 +51,7 @@ def load_checkpoint(config: TrainConfig, folder: Path, device: str = "cpu") -> T
     file = folder / index["file"]
     if not file.is_file() or sha256_of(file) != index["sha256"]:
         raise ValueError(f"{file} is missing or damaged (its sha256 differs); delete {folder} to start this run again")
-    state = TrainState.fresh(config.but(start_from="scratch"), device=device)
+    state = TrainState.fresh(config.but(start_from=SCRATCH), device=device)
     _restore(state, load_file(file, device=device))
     state.minibatches = index["minibatches"]
     return state

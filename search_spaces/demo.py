@@ -2,8 +2,8 @@
 
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
 strong (eta) and with which reach. A dozen trials a resolution carry no more: K and the norm are
-fixed, `demo_norms.py` searches them too. Costs 0.4 M passes of pretraining and about
-0.5 M of fine-tuning; the judging of the trials costs as much again.
+fixed, `demo_norms.py` searches them too. Costs 384 kpass of
+pretraining and, with its controls, some 0.4 M passes of fine-tuning.
 """
 
 from atdiff_core.metrics.evaluation import EvaluationConfig

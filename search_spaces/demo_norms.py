@@ -1,4 +1,4 @@
-"""The demo with the norm searched as well: half an hour on two CPU cores.
+"""The demo with K and the norm searched as well, in twice the trials.
 
 Norms are not pooled; the report tells the response and the law in the leading one.
 """

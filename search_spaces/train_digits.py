@@ -1,4 +1,4 @@
-"""One run for ``atdiff train``: Free-AT on digits at 16 pixels, two minutes on two cores.
+"""One run for ``atdiff train``: Free-AT on digits at 16 pixels.
 
 The dataset and the starting point are filled in by the command line. Any field of
 ``atdiff_core.trainer.TrainConfig`` can be given.
