@@ -94,11 +94,18 @@ class TestIndependence:
 
     @EVERY_KIND
     def test_samples_do_not_depend_on_the_batch_size(self, kind: SamplerKind) -> None:
-        network = UNet(resolution=8, channels=(8, 16)).build(seed=0).eval()
+        noise = NoiseSchedule()
+        optimal, unet = BayesOptimal(noise), UNet(resolution=8, channels=(8, 16)).build(seed=0).eval()
         drawn = [
             list(
                 sample_batches(
-                    network, NoiseSchedule(), Sampler(kind=kind, nfe=4), shape=SHAPE, count=7, seed=0, batch_size=size
+                    lambda noisy, timesteps: optimal(noisy, timesteps) + 0.1 * unet(noisy, timesteps),
+                    noise,
+                    Sampler(kind=kind, nfe=4),
+                    shape=SHAPE,
+                    count=7,
+                    seed=0,
+                    batch_size=size,
                 )
             )
             for size in (7, 3, 1)
