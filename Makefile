@@ -36,6 +36,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.schemes
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.throughput
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -6,12 +6,15 @@ every norm and resolution. The papers' raw norms are ``raw(amplitude, D)``.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
+from atdiff_core.randomness import Randomness
 
 TINY = 1e-20  # Its square is still a float32: below it a size may underflow to zero.
 
@@ -38,6 +41,10 @@ class _Ball(Config):
         """The nearest point (in l2) of the ball, sample by sample."""
         raise NotImplementedError
 
+    def uniform(self, shape: Sequence[int], randomness: Randomness) -> Tensor:
+        """A point drawn uniformly from the ball for each sample, ``[samples, *shape]``."""
+        raise NotImplementedError
+
     @staticmethod
     def raw(amplitude: float, dimension: int) -> float:
         """The norm itself, as the papers write it, for samples of ``dimension`` elements."""
@@ -62,6 +69,11 @@ class L2Ball(_Ball):
     def project(self, delta: Tensor) -> Tensor:
         return delta * per_sample(self.radius / self.size(delta).clamp(min=TINY)).clamp(max=1)
 
+    def uniform(self, shape: Sequence[int], randomness: Randomness) -> Tensor:
+        direction = self.steepest(randomness.for_("direction").normal(shape))
+        depth = randomness.for_("depth").uniform(()) ** (1 / math.prod(shape))
+        return self.radius * per_sample(depth) * direction
+
     @staticmethod
     def raw(amplitude: float, dimension: int) -> float:
         return amplitude * math.sqrt(dimension)
@@ -81,6 +93,9 @@ class LInfBall(_Ball):
     def project(self, delta: Tensor) -> Tensor:
         return delta.clamp(-self.radius, self.radius)
 
+    def uniform(self, shape: Sequence[int], randomness: Randomness) -> Tensor:
+        return self.radius * (2 * randomness.uniform(shape) - 1)
+
     @staticmethod
     def raw(amplitude: float, dimension: int) -> float:
         return amplitude
@@ -90,17 +105,33 @@ class L1Ball(_Ball):
     """Mean absolute value of delta at most ``radius``.
 
     The literal steepest step would put all of the amplitude into one pixel, far outside any
-    image; the step here is the dense gradient scaled to size 1. That choice is ours: the
-    papers give no formula for l1.
+    image. The step is the dense gradient scaled to size 1, or the sign of its largest elements.
+    That choice is ours: the papers give no formula for l1.
+
+    Attributes:
+        steps: ``dense``: along the gradient. ``top``: along the sign of the ``top_fraction`` of
+            elements whose gradient is largest; a fraction of one element is the literal steepest
+            step.
+        top_fraction: In (0, 1]; at least one element is moved.
     """
 
     norm: Literal["l1"] = "l1"
+    steps: Literal["dense", "top"] = "dense"
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def size(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().mean(dim=1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        return gradient / per_sample(self.size(gradient)).clamp(min=TINY)
+        climbed = gradient if self.steps == "dense" else self._top_signs(gradient)
+        return climbed / per_sample(self.size(climbed)).clamp(min=TINY)
+
+    def _top_signs(self, gradient: Tensor) -> Tensor:
+        magnitude = gradient.flatten(1).abs()
+        count = max(1, round(self.top_fraction * magnitude.shape[1]))
+        largest = magnitude.topk(count, dim=1).indices
+        mask = torch.zeros_like(magnitude).scatter_(1, largest, 1.0)
+        return gradient.sign() * mask.view_as(gradient)
 
     def project(self, delta: Tensor) -> Tensor:
         """Soft thresholding with the exact threshold (Duchi et al., ICML 2008, Fig. 1)."""
@@ -113,6 +144,14 @@ class L1Ball(_Ball):
         threshold = (excess.gather(1, kept - 1) / kept).clamp(min=0)
         shrunk = (magnitude - threshold).clamp(min=0)
         return (delta.sign() * shrunk.view_as(delta)).to(delta.dtype)
+
+    def uniform(self, shape: Sequence[int], randomness: Randomness) -> Tensor:
+        """Laplace numbers over their sum and one exponential more (Barthe et al., 2005, Theorem 1)."""
+        signed = 2 * randomness.for_("direction").uniform(shape).double() - 1
+        laplace = -signed.sign() * torch.log1p(-signed.abs())
+        spare = -torch.log1p(-randomness.for_("depth").uniform(()).double())
+        total = laplace.flatten(1).abs().sum(dim=1) + spare
+        return (self.radius * math.prod(shape) * laplace / per_sample(total)).float()
 
     @staticmethod
     def raw(amplitude: float, dimension: int) -> float:

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atdiff_core.files import read_json, sha256_of, write_json
-from atdiff_core.trainer import SCRATCH, TrainConfig, TrainState
+from atdiff_core.timesteps import LossHistory
+from atdiff_core.train_config import SCRATCH, TrainConfig
+from atdiff_core.train_state import Execution, TrainState
 
-FORMAT = 1
+FORMAT = 2
+SCALER = ("scale", "_growth_tracker")
+"""What a gradient scaler learns as it goes; the rest of its state is settings."""
 INDEX = "checkpoint.json"
 
 
@@ -36,13 +41,15 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def load_checkpoint(config: TrainConfig, folder: Path, device: str = "cpu") -> TrainState:
+def load_checkpoint(config: TrainConfig, folder: Path, execution: Execution | None = None) -> TrainState:
     """The state from which training goes on exactly as if it had not stopped.
 
     Raises:
         ValueError: The checkpoint is missing, damaged, or of another config.
     """
     index = read_json(folder / INDEX)
+    if not isinstance(index, dict):
+        raise ValueError(f"{folder / INDEX} is damaged: it must hold a JSON object; delete {folder} to start again")
     if index.get("format") != FORMAT or index.get("key") != config.key:
         raise ValueError(
             f"the checkpoint in {folder} belongs to trial {str(index.get('key'))[:12]}, "
@@ -51,8 +58,9 @@ def load_checkpoint(config: TrainConfig, folder: Path, device: str = "cpu") -> T
     file = folder / index["file"]
     if not file.is_file() or sha256_of(file) != index["sha256"]:
         raise ValueError(f"{file} is missing or damaged (its sha256 differs); delete {folder} to start this run again")
-    state = TrainState.fresh(config.but(start_from=SCRATCH), device=device)
-    _restore(state, load_file(file, device=device))
+    execution = execution or Execution()
+    state = TrainState.fresh(config.but(start_from=SCRATCH), execution=execution)
+    _restore(state, load_file(file, device=execution.device))
     state.minibatches = index["minibatches"]
     return state
 
@@ -62,6 +70,11 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    if state.history is not None:
+        tensors |= {"history.losses": state.history.losses, "history.counts": state.history.counts}
+    if state.scaler.is_enabled():
+        scaled = state.scaler.state_dict()
+        tensors |= {f"scaler.{name}": torch.tensor(scaled[name], dtype=torch.float64) for name in SCALER}
     return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
 
 
@@ -77,3 +90,9 @@ def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
         slots.setdefault(int(index), {})[slot] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    if state.history is not None:
+        remembered = part("history.")
+        state.history = LossHistory(remembered["losses"].cpu(), remembered["counts"].cpu())
+    if state.scaler.is_enabled():
+        scale, tracker = (part("scaler.")[name].item() for name in SCALER)
+        state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

@@ -4,30 +4,42 @@ Arms of one seed share minibatches, noise and latents, so the difference between
 control is far less noisy than either.
 """
 
-from atdiff_core.perturbations import PGD, FreeAT, Perturbation, RandomPerturbation, Unperturbed
+from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.perturbations import (
+    PGD,
+    FreeAT,
+    GaussianPerturbation,
+    Perturbation,
+    RandomPerturbation,
+    Unperturbed,
+)
 
 
-def plain_control(perturbation: Perturbation) -> Unperturbed:
-    """Ordinary training: at equal passes it sees more distinct images than Free-AT."""
-    return Unperturbed()
-
-
-def replay_control(perturbation: Perturbation) -> Unperturbed:
-    """The same replays with delta = 0: what replaying alone does."""
-    return Unperturbed(num_replays=perturbation.steps_per_minibatch)
+def replay_control(num_replays: int) -> Unperturbed:
+    """The same replays with delta = 0: what replaying alone does. One replay is plain training."""
+    return Unperturbed(num_replays=num_replays)
 
 
 def random_control(perturbation: Perturbation) -> RandomPerturbation:
-    """The same sizes in a random direction: what noise alone does.
+    """The same replays and sizes in a random direction: what noise alone does.
 
-    Free-AT's control has its replays too. PGD's has a clean replay and one of the size that PGD
-    can reach.
+    PGD's control has one replay, of the size that PGD can reach.
     """
     match perturbation:
-        case FreeAT() | RandomPerturbation():
-            replays, step_size = perturbation.num_replays, perturbation.step_size
+        case FreeAT():
+            return RandomPerturbation(
+                ball=perturbation.ball, num_replays=perturbation.num_replays, step_size=perturbation.step_size
+            )
         case PGD():
-            replays, step_size = 2, min(perturbation.num_steps * perturbation.step_size, perturbation.ball.radius)
+            size = min(perturbation.num_steps * perturbation.step_size, perturbation.ball.radius)
+            return RandomPerturbation(ball=perturbation.ball, num_replays=1, step_size=size, clean_first=False)
         case _:
-            raise ValueError("an unperturbed run has no random control: there is no size to give it")
-    return RandomPerturbation(ball=perturbation.ball, num_replays=replays, step_size=step_size)
+            raise ValueError(f"only Free-AT and PGD have a random control, got {type(perturbation).__name__}")
+
+
+def ddpm_ip(objective: Denoising, gamma: float) -> tuple[Denoising, GaussianPerturbation]:
+    """DDPM-IP: the input moves by Gaussian noise of gamma sigma_t, the target stays.
+
+    Ning et al., arXiv:2301.11706, Algorithm 2, with gamma = 0.1 (0.15 in its command for CIFAR-10).
+    """
+    return objective.but(unit="noise", target="stays"), GaussianPerturbation(std=gamma)

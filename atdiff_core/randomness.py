@@ -38,6 +38,10 @@ class Randomness:
         """Independent streams of the same samples for another purpose."""
         return Randomness(self.seed, self.positions, f"{self.purpose}/{purpose}")
 
+    def rows(self, chosen: slice) -> "Randomness":
+        """The streams of some of the samples."""
+        return Randomness(self.seed, self.positions[chosen], self.purpose)
+
     def generators(self) -> list[torch.Generator]:
         """A fresh CPU generator per sample, always starting at the same state."""
         seeds = (derived_seed(self.seed, self.purpose, position) for position in self.positions)
@@ -46,6 +50,10 @@ class Randomness:
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers, ``[samples, *shape]``, float32."""
         return torch.stack([torch.randn(*shape, generator=each) for each in self.generators()])
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform numbers in [0, 1), ``[samples, *shape]``, float32."""
+        return torch.stack([torch.rand(tuple(shape), generator=each) for each in self.generators()])
 
     def integers(self, high: int) -> Tensor:
         """Uniform integers in ``[0, high)``, ``[samples]``."""

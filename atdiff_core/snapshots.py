@@ -1,17 +1,22 @@
 """Averaged networks for inference, as diffusers folders that stock diffusers opens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from atdiff_core.files import read_json, sha256_of, write_json
-from atdiff_core.networks import NoisePredictor
+from atdiff_core.networks import NoisePredictor, UNet
 from atdiff_core.noise import NoiseSchedule
-from atdiff_core.trainer import TrainConfig, TrainState
+from atdiff_core.train_config import TrainConfig
+from atdiff_core.train_state import TrainState
 
 RECORD = "atdiff.json"
 _BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+_LEARNED = "learned_range"
+_MAY_DIFFER = {"sample_size", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -34,29 +39,76 @@ class Snapshot:
         config = self.network.unet.config
         return config.in_channels, config.sample_size, config.sample_size
 
+    @property
+    def num_classes(self) -> int:
+        """Classes the network is conditioned on; zero for none."""
+        return self.network.num_classes
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the output holds v behind the noise."""
+        return self.network.learned_variance
+
+    def check_fits(self, unet: UNet) -> None:
+        """Refuse to start a run of another network from these weights.
+
+        The image size and the dropout may differ, nothing else: some differences, like the
+        width of the heads, would load without an error and compute something else.
+        """
+        with torch.device("meta"):
+            wanted = unet.build_unet().config
+        names = [name for name in wanted if name not in _MAY_DIFFER and not name.startswith("_")]
+        for name in names:
+            found, asked = (_plain(config[name]) for config in (self.network.unet.config, wanted))
+            if found != asked:
+                raise ValueError(
+                    f"snapshot {self.key[:12]} holds another network than the run: its {name} is {found}, "
+                    f"the run's is {asked}; give the run the preset of the snapshot"
+                )
+
 
 def save_snapshot(state: TrainState, config: TrainConfig, folder: Path) -> None:
     """Write the averaged weights; ``DDPMPipeline.from_pretrained(folder)`` samples from them."""
-    noise = config.objective.noise
+    weights = _save(state.averaged, config.objective.noise, folder)
+    write_json(folder / RECORD, {"key": config.key, "config": config.model_dump(mode="json"), "sha256": weights})
+
+
+def save_imported(
+    network: NoisePredictor, unet: UNet, noise: NoiseSchedule, folder: Path, *, origin: Mapping[str, str]
+) -> None:
+    """Write weights that no run of ours made, as a snapshot to sample from and to start runs from.
+
+    Args:
+        unet: What ``network`` was built from.
+        noise: The schedule it was trained with; no file of weights tells.
+        origin: Where the weights come from, for people.
+    """
+    weights = _save(network, noise, folder)
+    record = {"network": unet.model_dump(mode="json"), "noise": noise.model_dump(mode="json"), "origin": dict(origin)}
+    write_json(folder / RECORD, record | {"key": weights, "sha256": weights})
+
+
+def _save(network: NoisePredictor, noise: NoiseSchedule, folder: Path) -> str:
+    """The diffusers pipeline; the sha256 of its weights."""
     scheduler = DDPMScheduler(
         num_train_timesteps=noise.num_timesteps,
         beta_schedule=_BETA_SCHEDULES[noise.kind],
         beta_start=float(noise.betas[0]) if noise.kind == "linear" else 1e-4,
         beta_end=float(noise.betas[-1]) if noise.kind == "linear" else 0.02,
-        variance_type="fixed_large",
+        variance_type=_LEARNED if network.learned_variance else "fixed_large",
         clip_sample=True,
     )
-    DDPMPipeline(unet=state.averaged.unet, scheduler=scheduler).save_pretrained(folder)
-    record = {"key": config.key, "config": config.model_dump(mode="json"), "sha256": sha256_of(_weights(folder))}
-    write_json(folder / RECORD, record)
+    DDPMPipeline(unet=network.unet, scheduler=scheduler).save_pretrained(folder)
+    return sha256_of(_weights(folder))
 
 
 def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
-    """Open a snapshot of ours, or any diffusers folder of an unconditional DDPM.
+    """Open a snapshot of ours, or any diffusers folder of a DDPM, with classes or without.
 
     Raises:
-        ValueError: The folder is missing, is not a DDPM pipeline whose network predicts noise, or
-            has a noise schedule that is neither linear nor cosine.
+        ValueError: The folder is missing, is not a DDPM pipeline whose network predicts noise (and
+            at most the range of a learned variance), or has a noise schedule that is neither
+            linear nor cosine.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"there is no diffusers snapshot (model_index.json) in {folder}")
@@ -74,15 +126,31 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
         raise ValueError(f"{folder} is not a diffusers DDPM pipeline: {error}") from None
     network = NoisePredictor(unet).to(device).eval()
     if record is not None:
-        config = TrainConfig.model_validate(record["config"])
-        return Snapshot(network, config.objective.noise, record["key"])
-    predicts, channels = scheduler.config.prediction_type, unet.config.out_channels
-    if predicts != "epsilon" or channels != unet.config.in_channels:
-        raise ValueError(
-            f"the network of {folder} must predict the noise (epsilon) in {unet.config.in_channels} channels, "
-            f"got {predicts} in {channels}"
-        )
+        made_from = record["config"]["objective"] if "config" in record else record
+        return Snapshot(network, NoiseSchedule.model_validate(made_from["noise"]), record["key"])
+    _check_foreign(network, scheduler, folder)
     return Snapshot(network, _noise_of(scheduler, folder), sha256_of(weights))
+
+
+def _check_foreign(network: NoisePredictor, scheduler: DDPMScheduler, folder: Path) -> None:
+    """Its output must mean what ours means."""
+    config = network.unet.config
+    predicts, variance, channels = scheduler.config.prediction_type, scheduler.config.variance_type, config.out_channels
+    learned = network.learned_variance and variance == _LEARNED
+    if predicts != "epsilon" or not (learned or channels == config.in_channels):
+        raise ValueError(
+            f"the network of {folder} must predict the noise (epsilon) in {config.in_channels} channels, or twice as "
+            f"many with variance_type {_LEARNED}, got {predicts} in {channels} with {variance}"
+        )
+    if config.class_embed_type is not None:
+        raise ValueError(
+            f"the classes of {folder} must be an embedding, got class_embed_type {config.class_embed_type}"
+        )
+
+
+def _plain(value: object) -> object:
+    """A tuple as the list that JSON makes of it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _weights(folder: Path) -> Path:

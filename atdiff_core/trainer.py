@@ -1,101 +1,23 @@
 """The training loop, as an iterator of progress: the only place objective meets perturbation."""
 
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
-from atdiff_core.config import Config
-from atdiff_core.data.stream import ShardSet
-from atdiff_core.networks import NoisePredictor, UNet
-from atdiff_core.objectives.denoising import Denoising
-from atdiff_core.optimization import Optimization
+from atdiff_core.data.stream import Batch, ShardSet
+from atdiff_core.minibatch import Loss, Minibatch, Slice
+from atdiff_core.objectives.drawing import Draw
 from atdiff_core.perturbations import Perturbation, Replay
 from atdiff_core.randomness import Randomness
-
-SCRATCH = "scratch"
-
-
-class TrainConfig(Config):
-    """Everything that decides the weights a training run ends with.
-
-    Attributes:
-        network: Shape of the U-Net.
-        objective: The loss.
-        perturbation: How its input is perturbed.
-        optimization: Optimizer and schedules.
-        dataset: Fingerprint of the shards, a sha256 of their index.
-        start_from: ``scratch``, or the key of the snapshot whose weights are fine-tuned. As in
-            AT_Diff the optimizer starts afresh; network and average both start at the snapshot.
-        batch_size: Images a minibatch, over all ranks.
-        budget_kpass: Passes to spend, in thousands: images through one forward-backward.
-        seed: Seed of the initial weights, the order of the data and all noise.
-    """
-
-    network: UNet
-    objective: Denoising = Denoising()
-    perturbation: Perturbation
-    optimization: Optimization = Optimization()
-    dataset: str
-    start_from: str = SCRATCH
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    budget_kpass: Annotated[float, Field(gt=0)]
-    seed: int = 0
-
-    @property
-    def kpass_per_minibatch(self) -> float:
-        return self.batch_size * self.perturbation.passes_per_minibatch / 1000
-
-    @property
-    def minibatches(self) -> int:
-        """Distinct minibatches the budget pays for, at least one."""
-        return max(1, round(self.budget_kpass / self.kpass_per_minibatch))
-
-    def budget_check(self) -> None:
-        """Refuse a budget that does not pay for a single minibatch."""
-        if self.budget_kpass < self.kpass_per_minibatch:
-            raise ValueError(
-                f"budget_kpass must pay for one minibatch of {self.kpass_per_minibatch:g} kpass, "
-                f"got {self.budget_kpass:g}; raise the budget or lower batch_size"
-            )
-
-
-@dataclass
-class TrainState:
-    """What training changes: resumable at any minibatch because nothing else is remembered."""
-
-    network: NoisePredictor
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    minibatches: int = 0
-
-    @property
-    def averaged(self) -> NoisePredictor:
-        """The network with averaged weights, which is what is judged and kept."""
-        return cast(NoisePredictor, self.average.module)
-
-    @classmethod
-    def fresh(cls, config: TrainConfig, start: nn.Module | None = None, device: str = "cpu") -> "TrainState":
-        """The state before the first step: random weights, or those of the network to fine-tune."""
-        if (start is None) != (config.start_from == SCRATCH):
-            raise ValueError(f"the config starts from {config.start_from!r}, but start is {start and type(start)}")
-        network = config.network.build(seed=config.seed)
-        if start is not None:
-            network.load_state_dict(start.state_dict())
-        network.to(device)
-        kpass_per_step = config.batch_size * config.perturbation.passes_per_step / 1000
-        return cls(
-            network=network,
-            average=config.optimization.averaged(network, kpass_per_step=kpass_per_step),
-            optimizer=config.optimization.optimizer(network),
-        )
+from atdiff_core.train_config import DTYPES, TrainConfig
+from atdiff_core.train_state import Execution, TrainState
 
 
 @dataclass(frozen=True)
@@ -106,9 +28,11 @@ class Progress:
         kpass: Thousand passes done.
         images: Distinct images drawn so far, counting epochs.
         loss: Mean loss at the perturbation of the last replay.
-        attack_gain: Ratio of that loss to the loss of the same draws at delta = 0.
+        attack_gain: Ratio of the loss at the perturbation to the loss of the same draws at
+            delta = 0, over the minibatches where both are known.
         boundary_fraction: Share of samples whose perturbation the ball stopped, in [0, 1].
         learning_rate: At the last step.
+        strength: Factor of the perturbation's amplitudes, in [0, 1].
         done: Whether the budget is spent.
     """
 
@@ -118,6 +42,7 @@ class Progress:
     attack_gain: float
     boundary_fraction: float
     learning_rate: float
+    strength: float
     done: bool
 
     @property
@@ -127,6 +52,7 @@ class Progress:
             "train/attack_gain": self.attack_gain,
             "train/boundary_fraction": self.boundary_fraction,
             "train/learning_rate": self.learning_rate,
+            "train/strength": self.strength,
             "train/kimg": self.images / 1000,
         }
 
@@ -140,6 +66,7 @@ def train(
     stop_at: Collection[int] = (),
     rank: int = 0,
     world_size: int = 1,
+    execution: Execution | None = None,
 ) -> Iterator[Progress]:
     """Train ``state`` in place until the budget is spent, reporting as it goes.
 
@@ -151,38 +78,123 @@ def train(
         report_every_kpass: Thousand passes between reports; the end is always reported.
         stop_at: Numbers of minibatches after which to report as well, so that the caller can
             judge or checkpoint exactly there.
+        execution: As given to ``TrainState.fresh``.
     """
     config.budget_check()
     _check_shards(config, shards)
-    device = next(state.network.parameters()).device
-    network = DistributedDataParallel(state.network) if world_size > 1 else state.network
+    step = _Step(config, state, execution or Execution(), world_size)
     meter = _Meter(world_size)
     batches = shards.batches(
         seed=config.seed, batch_size=config.batch_size, first=state.minibatches, rank=rank, world_size=world_size
     )
     next_report = _next_multiple(state.minibatches * config.kpass_per_minibatch, report_every_kpass)
     for batch in islice(batches, config.minibatches - state.minibatches):
+        kpass = (state.minibatches + 1) * config.kpass_per_minibatch
+        asked = state.minibatches + 1 in stop_at or state.minibatches + 1 == config.minibatches
+        due = asked or kpass >= next_report - 1e-9
+        perturbation = config.perturbation.at_strength(step.strength)
+        meter.add(*step.descend(batch, perturbation, measure_clean=due), perturbation)
+        if due:
+            next_report = _next_multiple(kpass, report_every_kpass)
+            yield meter.report(config, state)
+
+
+class _Step:
+    """Everything between a minibatch of images and the changed weights."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, execution: Execution, world_size: int) -> None:
+        self._config, self._state, self._execution, self._world_size = config, state, execution, world_size
+        self._network: nn.Module = DistributedDataParallel(state.network) if world_size > 1 else state.network
+
+    @property
+    def strength(self) -> float:
+        return self._config.strength.factor(self._state.minibatches * self._config.kpass_per_minibatch)
+
+    def descend(self, batch: Batch, perturbation: Perturbation, *, measure_clean: bool) -> tuple[Replay, Tensor]:
+        """All optimizer steps of one minibatch; its last replay and the weights of its samples.
+
+        Args:
+            measure_clean: Whether to measure the loss at delta = 0 where the scheme does not.
+        """
+        config, state = self._config, self._state
         randomness = Randomness(config.seed, batch.positions, "train")
-        draw = config.objective.draw(batch.images.to(device), randomness)
+        draws = self._draws(batch, randomness)
+        minibatch = self._minibatch(draws)
+        like = torch.cat([draw.noisy for draw in draws])
         state.network.train()  # Whoever evaluated the network since the last report left it in evaluation mode.
-        replays = config.perturbation.replays(
-            lambda delta, draw=draw: config.objective.loss(network, draw, delta),  # type: ignore[misc]
-            like=draw.noisy,
-            randomness=randomness,
-            attack=lambda delta, draw=draw: config.objective.loss(state.network, draw, delta),  # type: ignore[misc]
-        )
-        for step, replay in enumerate(replays):  # noqa: B007 (the last replay is measured)
-            _set_learning_rate(config, state, step)
-            state.optimizer.step()
+        clean = None
+        for number, replay in enumerate(perturbation.replays(minibatch, like, randomness)):
+            if measure_clean and replay.clean_losses is None and clean is None:
+                clean = minibatch.measure(torch.zeros_like(like))
+            self._remember(draws, replay)
+            _set_learning_rate(config, state, number)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             state.average.update_parameters(state.network)
         state.minibatches += 1
-        meter.add(replay, config.perturbation)
-        kpass = state.minibatches * config.kpass_per_minibatch
-        asked = state.minibatches in stop_at or state.minibatches == config.minibatches
-        if asked or kpass >= next_report - 1e-9:
-            next_report = _next_multiple(kpass, report_every_kpass)
-            yield meter.report(config, state)
+        known = clean if replay.clean_losses is None else replay.clean_losses
+        return Replay(replay.losses, known, replay.delta), minibatch.weights
+
+    def _draws(self, batch: Batch, randomness: Randomness) -> list[Draw]:
+        config, device = self._config, self._execution.device
+        images = _flipped(batch.images, randomness) if config.flip else batch.images
+        labels = batch.labels if config.network.num_classes else None
+        size = self._execution.slice_size or len(images)
+        return [
+            config.objective.draw(
+                images[rows].to(device),
+                randomness.rows(rows),
+                labels=None if labels is None else labels[rows].to(device),
+                history=self._state.history,
+            )
+            for rows in (slice(start, start + size) for start in range(0, len(images), size))
+        ]
+
+    def _minibatch(self, draws: list[Draw]) -> Minibatch:
+        objective, bare = self._config.objective, self._state.network
+
+        def loss(draw: Draw) -> Loss:
+            return lambda delta: self._autocast(objective.loss, self._network, draw, delta)
+
+        def attack(draw: Draw) -> Loss:
+            return lambda delta: self._autocast(objective.attack, bare, draw, delta)
+
+        return Minibatch(
+            [Slice(loss(draw), attack(draw), draw.weights) for draw in draws],
+            attack_is_loss=objective.attack_is_loss,
+            scaler=self._state.scaler,
+            postponed=self._postponed,
+        )
+
+    def _autocast(self, evaluate: Any, network: nn.Module, draw: Draw, delta: Tensor) -> Tensor:
+        dtype = DTYPES[self._config.precision]
+        with torch.autocast(draw.noisy.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            losses: Tensor = evaluate(network, draw, delta)
+        return losses
+
+    def _postponed(self) -> AbstractContextManager[None]:
+        return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
+
+    def _remember(self, draws: list[Draw], replay: Replay) -> None:
+        """Add the losses of all ranks, in the order of their samples, to the history."""
+        if self._state.history is None:
+            return
+        timesteps, losses = torch.cat([draw.timesteps for draw in draws]), replay.losses.double()
+        if self._world_size > 1:
+            timesteps, losses = _gathered(timesteps, self._world_size), _gathered(losses, self._world_size)
+        self._state.history.add(timesteps.tolist(), losses.tolist())
+
+
+def _flipped(images: Tensor, randomness: Randomness) -> Tensor:
+    mirrored = randomness.for_("flip").integers(2).bool().view(-1, 1, 1, 1)
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def _gathered(mine: Tensor, world_size: int) -> Tensor:
+    pieces = [torch.empty_like(mine) for _ in range(world_size)]
+    dist.all_gather(pieces, mine.contiguous())
+    return torch.cat(pieces)
 
 
 def _check_shards(config: TrainConfig, shards: ShardSet) -> None:
@@ -190,12 +202,16 @@ def _check_shards(config: TrainConfig, shards: ShardSet) -> None:
         raise ValueError(
             f"the config was made for dataset {config.dataset[:12]}, the shards are {shards.fingerprint[:12]}"
         )
-    wanted = (config.network.image_channels, config.network.resolution)
+    network = config.network
+    wanted = (network.image_channels, network.resolution)
     if (shards.image_channels, shards.resolution) != wanted:
         raise ValueError(
             f"the network takes {wanted[0]} channels at {wanted[1]} px, "
             f"the shards hold {shards.image_channels} at {shards.resolution} px"
         )
+    classes = len(shards.index.classes)
+    if 0 < network.num_classes < classes:
+        raise ValueError(f"the network knows {network.num_classes} classes, the shards have labels up to {classes - 1}")
 
 
 def _next_multiple(kpass: float, every: float) -> float:
@@ -203,8 +219,7 @@ def _next_multiple(kpass: float, every: float) -> float:
 
 
 def _set_learning_rate(config: TrainConfig, state: TrainState, step: int) -> None:
-    passes = state.minibatches * config.kpass_per_minibatch
-    passes += step * config.batch_size * config.perturbation.passes_per_step / 1000
+    passes = state.minibatches * config.kpass_per_minibatch + step * config.kpass_per_step
     rate = config.optimization.learning_rate_at(passes, budget_kpass=config.budget_kpass)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -217,10 +232,13 @@ class _Meter:
         self._world_size = world_size
         self._sums: Tensor | None = None
 
-    def add(self, replay: Replay, perturbation: Perturbation) -> None:
+    def add(self, replay: Replay, weights: Tensor, perturbation: Perturbation) -> None:
+        known = replay.clean_losses is not None
+        losses = replay.losses * weights
+        clean = replay.clean_losses * weights if replay.clean_losses is not None else torch.zeros_like(losses)
         stopped = perturbation.on_boundary(replay.delta)
-        count = torch.ones_like(replay.losses)
-        sums = torch.stack([replay.losses, replay.clean_losses, stopped.float(), count]).double().sum(dim=1)
+        rows = [losses, losses * known, clean, stopped.float(), torch.ones_like(losses)]
+        sums = torch.stack(rows).double().sum(dim=1)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def report(self, config: TrainConfig, state: TrainState) -> Progress:
@@ -228,13 +246,15 @@ class _Meter:
         assert sums is not None
         if self._world_size > 1:
             dist.all_reduce(sums)
-        loss, clean_loss, stopped, count = sums.tolist()
+        loss, compared, clean, stopped, count = sums.tolist()
+        kpass = state.minibatches * config.kpass_per_minibatch
         return Progress(
-            kpass=state.minibatches * config.kpass_per_minibatch,
+            kpass=kpass,
             images=state.minibatches * config.batch_size,
             loss=loss / count,
-            attack_gain=loss / clean_loss,
+            attack_gain=compared / clean if clean else 1.0,
             boundary_fraction=stopped / count,
             learning_rate=state.optimizer.param_groups[0]["lr"],
+            strength=config.strength.factor(kpass),
             done=state.minibatches == config.minibatches,
         )

@@ -21,7 +21,7 @@ from atdiff_core.data.sources import mnist_digits
 from atdiff_core.data.stream import open_shards
 from atdiff_core.data.writing import write_shards
 from atdiff_core.perturbations import Unperturbed
-from atdiff_core.trainer import SCRATCH
+from atdiff_core.train_config import SCRATCH
 from benchmarks.measuring import machine_line
 from pipeline.cluster import ray_session
 from pipeline.distributed import run_distributed

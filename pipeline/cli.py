@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.commands import data, inspect, networks, studies
+from pipeline.commands import checkpoints, comparisons, data, evaluation, inspect, mismatch, networks, studies
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,10 +17,15 @@ app = typer.Typer(
     help="How strong must adversarial training of a diffusion model be? Sweep small, fit the law, predict large.",
 )
 app.add_typer(data.app, name="shards")
+app.add_typer(checkpoints.importing, name="import")
+app.add_typer(checkpoints.exporting, name="export")
 app.command("train")(networks.train)
-app.command("sample")(networks.sample)
-app.command("evaluate")(networks.evaluate)
+app.command("sample")(evaluation.sample)
+app.command("evaluate")(evaluation.evaluate)
+app.command("mismatch")(mismatch.mismatch)
+app.command("robustness")(mismatch.robustness)
 app.command("sweep")(studies.sweep)
+app.command("compare")(comparisons.compare)
 app.command("law")(studies.law)
 app.command("report")(studies.report)
 app.command("ui")(inspect.ui)
@@ -33,6 +38,10 @@ def main() -> None:
     """Run the command line; people see one line for each mistake, never a traceback."""
     try:
         app()
+    except SystemExit as end:  # Typer makes one of Ctrl-C.
+        if end.code == INTERRUPTED:
+            _leave("interrupted; the same command continues", INTERRUPTED)
+        raise
     except KeyboardInterrupt:
         _leave("interrupted; the same command continues", INTERRUPTED)
     except ModuleNotFoundError as error:

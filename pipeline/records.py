@@ -13,7 +13,7 @@ from typing import Any, Literal
 from atdiff_core.files import read_json, write_json
 from search_spaces.space import TrialConfig
 
-Role = Literal["base", "search", "repeat", "plain", "replay", "random"]
+Role = Literal["base", "search", "repeat", "plain", "replay", "random", "arm"]
 Status = Literal["complete", "pruned", "failed", "running"]
 
 TRIAL, CURVES, RESULT, STATUS = "trial.json", "curves.jsonl", "result.json", "status.json"
@@ -27,8 +27,9 @@ class Assignment:
     Attributes:
         config: What to train.
         role: ``search``: sampled by the searcher. ``repeat``: a leader with another seed.
-            ``plain``, ``replay``, ``random``: controls. ``base``: the model they all start from.
-        of: Key of the trial that it repeats or controls; empty for search and base.
+            ``plain``, ``replay``, ``random``: controls. ``arm``: a scheme of a comparison, with one
+            seed. ``base``: the model they all start from.
+        of: Key of the trial that it repeats or controls, name of the arm; empty for search and base.
     """
 
     config: TrialConfig

@@ -23,8 +23,7 @@ from optuna.samplers import BaseSampler, GPSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats.qmc import LatinHypercube
 
-from atdiff_core.controls import random_control
-from atdiff_core.perturbations import Unperturbed
+from atdiff_core.controls import random_control, replay_control
 from atdiff_core.randomness import derived_seed
 from pipeline.records import Assignment
 from search_spaces.domains import Choice, Point
@@ -152,9 +151,9 @@ class StudyProgramme:
 
     def _controls(self, seed: int) -> Iterator[Assignment]:
         """Plain training, and the replay control of every K of the space."""
-        yield Assignment(self._space.trial_config(self._base, Unperturbed(), seed), "plain")
+        yield Assignment(self._space.trial_config(self._base, replay_control(1), seed), "plain")
         for replays in self._space.domains.replay_counts():
-            control = self._space.trial_config(self._base, Unperturbed(num_replays=replays), seed)
+            control = self._space.trial_config(self._base, replay_control(replays), seed)
             yield Assignment(control, "replay")
 
     def _repetitions(self) -> Iterator[Assignment]:

@@ -18,29 +18,32 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
+from pipeline.evaluations import Cell
 from pipeline.records import SAMPLES, TrialRecord, load_record
-from pipeline.workspace import Workspace, machine
+from pipeline.workspace import Declared, Workspace, machine
 from search_spaces.space import Space, TrialConfig
 
 PARENT = "mlflow.parentRunId"
 SWEEP, TRIAL, COPIED = "atdiff.sweep", "atdiff.trial", "atdiff.copied"
+EVALUATIONS, EVALUATED = "evaluations", "atdiff.evaluated"
 BATCH = 900
 
 
 class Tracker:
-    """The MLflow records of one sweep."""
+    """The MLflow records of one sweep or comparison."""
 
-    def __init__(self, workspace: Workspace, space: Space) -> None:
-        """Open or create the database, the experiment and the sweep's parent run."""
+    def __init__(self, workspace: Workspace, declared: Declared) -> None:
+        """Open or create the database, the experiment and the parent run."""
         workspace.root.mkdir(parents=True, exist_ok=True)
         self._workspace = workspace
         self._client = _client(workspace.tracking_uri)
-        self._experiment = self._experiment_id(space.name)
+        self._experiment = _experiment_id(self._client, workspace.root, declared.name)
         self._runs: dict[str, Run] = {}
         self._copied: dict[str, int] = {}
-        self._parent = self._find_or_create(SWEEP, space.key, space.name, parent=None)
-        self._describe_parent(space)
+        self._parent = self._find_or_create(SWEEP, declared.but(shards="").key, declared.name, parent=None)
+        self._describe_parent(declared)
 
     @property
     def parent_run_id(self) -> str:
@@ -67,9 +70,9 @@ class Tracker:
         for folder in folders:
             self.copy_trial(folder)
 
-    def log_law(self, law: dict[str, float], artifacts: Iterable[Path]) -> None:
-        """Figures and pictures of the law, on the parent run."""
-        for name, value in law.items():
+    def log_outcome(self, figures: dict[str, float], artifacts: Iterable[Path]) -> None:
+        """What the trials taught, in figures and pictures, on the parent run."""
+        for name, value in figures.items():
             self._client.log_metric(self.parent_run_id, name, value)
         for artifact in artifacts:
             self._client.log_artifact(self.parent_run_id, str(artifact))
@@ -77,31 +80,12 @@ class Tracker:
     def finish(self, status: str = "FINISHED") -> None:
         self._client.set_terminated(self.parent_run_id, status)
 
-    def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = (self._workspace.root / "mlartifacts").resolve().as_uri()
-        return str(self._client.create_experiment(name, artifact_location=artifacts))
-
     def _find_or_create(self, tag: str, value: str, name: str, parent: str | None) -> Run:
-        found = self._client.search_runs(
-            [self._experiment], filter_string=f"tags.`{tag}` = '{value}'", run_view_type=ViewType.ACTIVE_ONLY
-        )
-        if found:
-            return found[0]
-        tags = {tag: value} | ({PARENT: parent} if parent else {})
-        return self._client.create_run(self._experiment, tags=tags, run_name=name)
+        return _found_or_created(self._client, self._experiment, tag, value, name, parent)
 
-    def _describe_parent(self, space: Space) -> None:
+    def _describe_parent(self, declared: Declared) -> None:
         self._client.update_run(self.parent_run_id, status="RUNNING")
-        facts = machine() | {
-            "ladder": str(space.ladder),
-            "predict_at": str(space.predict_at),
-            "trials_per_resolution": str(space.trials),
-            "finetuning_kpass": str(space.finetuning.budget_kpass),
-            "space_key": space.key,
-        }
+        facts = machine() | _facts(declared)
         known = self._parent.data.params
         new = [Param(name, value) for name, value in facts.items() if name not in known]
         self._client.log_batch(self.parent_run_id, params=new)
@@ -109,7 +93,7 @@ class Tracker:
     def _trial_run(self, record: TrialRecord) -> Run:
         if record.key in self._runs:
             return self._runs[record.key]
-        name = f"{record.resolution}px-{record.assignment.role}-{record.key[:6]}"
+        name = f"{record.resolution}px-{_part(record)}-{record.key[:6]}"
         run = self._find_or_create(TRIAL, record.key, name, parent=self.parent_run_id)
         if not run.data.params:
             params = [Param(key, str(value)) for key, value in parameters_of(record.assignment.config).items()]
@@ -130,6 +114,23 @@ class Tracker:
         self._client.set_tag(run_id, COPIED, record.status)
 
 
+def _facts(declared: Declared) -> dict[str, str]:
+    """What a sweep or a comparison is, at a glance."""
+    facts = {"finetuning_kpass": str(declared.finetuning.budget_kpass), "space_key": declared.but(shards="").key}
+    if isinstance(declared, Space):
+        ladder = {"ladder": str(declared.ladder), "predict_at": str(declared.predict_at)}
+        return facts | ladder | {"trials_per_resolution": str(declared.trials)}
+    arms = ", ".join(arm.name for arm in declared.arms)
+    return facts | {"resolution": str(declared.resolution), "arms": arms, "seeds": str(declared.seeds)}
+
+
+def _part(record: TrialRecord) -> str:
+    """The part a trial plays: its role, or its arm and seed."""
+    if record.assignment.role == "arm":
+        return f"{record.assignment.of}-seed{record.seed}"
+    return record.assignment.role
+
+
 def parameters_of(config: TrialConfig) -> dict[str, Any]:
     """A trial's parameters, in our unit (amplitude per element) and in the papers' (raw norms)."""
     train = config.train
@@ -143,13 +144,16 @@ def parameters_of(config: TrialConfig) -> dict[str, Any]:
         "budget_kpass": train.budget_kpass,
         "batch_size": train.batch_size,
         "learning_rate": train.optimization.learning_rate,
-        "attack_sees_target": train.objective.attack_sees_target,
+        "objective": train.objective.kind,
+        "precision": train.precision,
         "eval_samples": config.evaluation.samples,
         "eval_features": config.evaluation.features,
         "eval_seed": config.evaluation.seed,
         "dataset": train.dataset[:16],
         "start_from": train.start_from[:16],
     }
+    if isinstance(train.objective, Denoising):
+        parameters["attack_sees_target"] = train.objective.attack_sees_target
     if isinstance(train.perturbation, FreeAT | PGD | RandomPerturbation):
         ball, step_size = train.perturbation.ball, train.perturbation.step_size
         parameters |= {
@@ -173,11 +177,55 @@ def _nfe_curves(record: TrialRecord) -> list[Metric]:
     time_ms = record.curves[-1].time_ms
     curves = []
     for sampler in record.assignment.config.evaluation.samplers:
-        suffix = f"/{sampler.kind}_{sampler.nfe}"
+        suffix = f"/{sampler.name}"
         for name, value in record.result.items():
             if name.endswith(suffix):
-                curves.append(Metric(f"nfe/{name.removesuffix(suffix)}/{sampler.kind}", value, time_ms, sampler.nfe))
+                curves.append(Metric(f"nfe/{name.removesuffix(suffix)}/{sampler.label}", value, time_ms, sampler.nfe))
     return curves
+
+
+def track_evaluation(root: Path, *, key: str, name: str, parameters: dict[str, str], cells: Iterable[Cell]) -> str:
+    """Curves over NFE of one model that was judged outside a sweep; the id of its MLflow run.
+
+    Args:
+        root: Folder of the database.
+        key: What the run is found by; judged again, the same model adds to its curves.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    client = _client(Workspace(root, EVALUATIONS).tracking_uri)
+    run = _found_or_created(client, _experiment_id(client, root, EVALUATIONS), EVALUATED, key, name, None)
+    run_id = str(run.info.run_id)
+    new = [Param(param, value) for param, value in parameters.items() if param not in run.data.params]
+    curves = [
+        Metric(f"nfe/{figure}/{cell.sampler.label}", value, cell.time_ms, cell.sampler.nfe)
+        for cell in cells
+        for figure, value in cell.figures.items()
+    ]
+    client.log_batch(run_id, params=new)
+    for start in range(0, len(curves), BATCH):
+        client.log_batch(run_id, metrics=curves[start : start + BATCH])
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    artifacts = (root / "mlartifacts").resolve().as_uri()
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def _found_or_created(
+    client: MlflowClient, experiment: str, tag: str, value: str, name: str, parent: str | None
+) -> Run:
+    found = client.search_runs(
+        [experiment], filter_string=f"tags.`{tag}` = '{value}'", run_view_type=ViewType.ACTIVE_ONLY
+    )
+    if found:
+        return found[0]
+    tags = {tag: value} | ({PARENT: parent} if parent else {})
+    return client.create_run(experiment, tags=tags, run_name=name)
 
 
 def _client(uri: str) -> MlflowClient:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from atdiff_core.files import read_json, write_json
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
 from atdiff_core.pictures import save_grid
 from atdiff_core.snapshots import load_snapshot, save_snapshot
-from atdiff_core.trainer import SCRATCH, TrainState, train
+from atdiff_core.train_config import SCRATCH
+from atdiff_core.train_state import Execution, TrainState
+from atdiff_core.trainer import train
 from pipeline.records import CHECKPOINT, RESULT, SAMPLES, SNAPSHOT, Assignment, append_curve, is_complete
 from search_spaces.space import TrialConfig
 
@@ -33,6 +35,7 @@ class Places:
         start: Snapshot that it fine-tunes; ignored by a trial that starts from scratch.
         cache: Reference features.
         threads: CPU threads of the process.
+        execution: Device, memory layout and slicing.
     """
 
     shards: Path
@@ -40,6 +43,7 @@ class Places:
     start: Path
     cache: Path
     threads: int = 1
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def _opened(shards: Path) -> ShardSet:
 
 
 @lru_cache(maxsize=8)
-def _evaluator(config: EvaluationConfig, shards: Path, cache: Path) -> Evaluator:
-    return Evaluator(config, _opened(shards), cache)
+def _evaluator(config: EvaluationConfig, shards: Path, cache: Path, device: str) -> Evaluator:
+    return Evaluator(config, _opened(shards), cache, device=device)
 
 
 def run_trial(
@@ -100,6 +104,7 @@ def run_trial(
         stop_at=rungs,
         rank=rank,
         world_size=world_size,
+        execution=places.execution,
     ):
         if rank == 0:
             append_curve(places.folder, progress.kpass, progress.metrics)
@@ -117,7 +122,7 @@ def run_trial(
 
 def _state(config: TrialConfig, places: Places) -> TrainState:
     if has_checkpoint(places.folder / CHECKPOINT):
-        return load_checkpoint(config.train, places.folder / CHECKPOINT)
+        return load_checkpoint(config.train, places.folder / CHECKPOINT, places.execution)
     start: nn.Module | None = None
     if config.train.start_from != SCRATCH:
         snapshot = load_snapshot(places.start)
@@ -126,12 +131,18 @@ def _state(config: TrialConfig, places: Places) -> TrainState:
                 f"the trial starts from snapshot {config.train.start_from[:12]}, "
                 f"but {places.start} holds {snapshot.key[:12]}"
             )
+        snapshot.check_fits(config.train.network)
+        if snapshot.noise != config.train.objective.noise:
+            raise ValueError(
+                f"{places.start} was trained with the noise schedule {snapshot.noise}, "
+                f"the run has {config.train.objective.noise}; give the run's objective that schedule"
+            )
         start = snapshot.network
-    return TrainState.fresh(config.train, start)
+    return TrainState.fresh(config.train, start, places.execution)
 
 
 def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float) -> Judged:
-    evaluator = _evaluator(config.evaluation, places.shards, places.cache)
+    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
     first = config.evaluation.samplers[:1]
     (evaluated,) = evaluator.evaluate(state.averaged, config.train.objective.noise, first)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
@@ -142,13 +153,14 @@ def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float)
 
 def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float) -> Judged:
     """Judge the trained network with every sampler and write the result, which ends the trial."""
-    evaluator = _evaluator(config.evaluation, places.shards, places.cache)
+    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
     noise, network = config.train.objective.noise, state.averaged
     figures: dict[str, float] = {}
     for evaluated in evaluator.evaluate(network, noise):
         figures.setdefault("metric", evaluator.metric(evaluated))
         figures |= evaluator.named(evaluated)
         pictures = evaluated.images
+    figures |= evaluator.attacked(network, noise)
     save_snapshot(state, config.train, places.folder / SNAPSHOT)
     save_grid(pictures, places.folder / SAMPLES)
     append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})

@@ -1,4 +1,4 @@
-"""Where a sweep keeps its files, and what it was run on."""
+"""Where a sweep or a comparison keeps its files, and what it was run on."""
 
 import fcntl
 import os
@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atdiff_core.files import read_json, write_json
+from pipeline.records import TRIAL
+from search_spaces.comparison import Comparison
 from search_spaces.space import Space
 
 MIN_FREE_BYTES = 500_000_000
+Declared = Space | Comparison
+DECLARATIONS: dict[type[Declared], str] = {Space: "sweep.json", Comparison: "comparison.json"}
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder of one sweep, inside a root that several sweeps share.
+    """The folder of one sweep or comparison, inside a root that several share.
 
     Attributes:
-        root: Holds the MLflow database, the cache of reference features, and one folder a sweep.
-        name: The sweep.
+        root: Holds the MLflow database, the cache of reference features, and one folder a name.
+        name: Of the sweep or the comparison.
     """
 
     root: Path
@@ -59,24 +63,33 @@ class Workspace:
         """Folder of the trial with this key; the key's first 16 digits name it."""
         return self.folder / "trials" / key[:16]
 
-    def claim(self, space: Space) -> None:
-        """Take the folder for a space, or continue in it.
+    def trial_folders(self) -> list[Path]:
+        """Folders of all trials that were ever declared, in a fixed order."""
+        return sorted(file.parent for file in (self.folder / "trials").glob(f"*/{TRIAL}"))
+
+    def claim(self, declared: Declared) -> None:
+        """Take the folder for a declaration, or continue in it.
 
         Raises:
             ValueError: The name was used for another configuration.
         """
-        declaration = self.folder / "sweep.json"
-        content = space.model_dump(mode="json", exclude={"shards"})
+        other = next(file for kind, file in DECLARATIONS.items() if kind is not type(declared))
+        if (self.folder / other).exists():
+            raise ValueError(
+                f"the name {self.name!r} is taken in {self.root} (it holds a {other}); choose another name"
+            )
+        declaration = self.folder / DECLARATIONS[type(declared)]
+        content = declared.model_dump(mode="json", exclude={"shards"})
         if not declaration.exists():
-            write_json(declaration, content | {"shards": space.shards})
+            write_json(declaration, content | {"shards": declared.shards})
             return
         earlier = read_json(declaration)
         earlier.pop("shards", None)
         changed = sorted(name for name in content if earlier.get(name) != content[name])
         if changed:
             raise ValueError(
-                f"the sweep {self.name!r} in {self.root} was started with another configuration "
-                f"(different: {', '.join(changed)}); give the space another name or another --root"
+                f"the {declaration.stem} {self.name!r} in {self.root} was started with another configuration "
+                f"(different: {', '.join(changed)}); give it another name or another --root"
             )
 
     def check_disk(self) -> None:
@@ -94,7 +107,7 @@ class Workspace:
         """Hold the folder for one driver; the lock goes with the process, however it ends.
 
         Raises:
-            ValueError: Another process runs this sweep.
+            ValueError: Another process runs it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "driver.lock").open("a+") as file:
@@ -103,7 +116,7 @@ class Workspace:
             except OSError:
                 file.seek(0)
                 raise ValueError(
-                    f"the sweep {self.name!r} in {self.root} is already being run by process {file.read()}"
+                    f"{self.name!r} in {self.root} is already being run by process {file.read()}"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -112,7 +125,11 @@ class Workspace:
 
     def space(self) -> Space:
         """The space that this folder was claimed for."""
-        return Space.model_validate(read_json(self.folder / "sweep.json"))
+        return Space.model_validate(read_json(self.folder / DECLARATIONS[Space]))
+
+    def comparison(self) -> Comparison:
+        """The comparison that this folder was claimed for."""
+        return Comparison.model_validate(read_json(self.folder / DECLARATIONS[Comparison]))
 
 
 def machine() -> dict[str, str]:

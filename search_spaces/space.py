@@ -1,10 +1,9 @@
 """A study of AT strength along a ladder of resolutions, as one frozen declaration."""
 
-import runpy
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from atdiff_core.config import Config
 from atdiff_core.metrics.evaluation import EvaluationConfig
@@ -12,8 +11,9 @@ from atdiff_core.networks import UNet
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation, Unperturbed
-from atdiff_core.trainer import TrainConfig
+from atdiff_core.train_config import Precision, TrainConfig
 from search_spaces.domains import Domains, Point
+from search_spaces.loading import load_declared
 
 
 class Phase(Config):
@@ -83,6 +83,8 @@ class Space(Config):
         pretraining: From random weights to the base model of each resolution.
         finetuning: From the base model to a trial.
         batch_size: Images a minibatch.
+        precision: Of the network's arithmetic.
+        flip: Whether every other sample is mirrored.
         domains: What varies.
         evaluation: How networks are judged; its first sampler gives the trial metric, the
             distance (Fréchet) of its samples to the dataset.
@@ -102,6 +104,8 @@ class Space(Config):
     pretraining: Phase
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
+    precision: Precision = "float32"
+    flip: bool = False
     domains: Domains
     evaluation: EvaluationConfig = EvaluationConfig()
     trials: Annotated[int, Field(ge=1)] = 12
@@ -115,7 +119,10 @@ class Space(Config):
         if list(self.ladder) != sorted(set(self.ladder)):
             raise ValueError(f"ladder must ascend without repetition, got {self.ladder}")
         for resolution in (*self.ladder, self.predict_at):
-            self.network.but(resolution=resolution)
+            self.network.at(resolution)
+        if not self.objective.attack_is_loss:
+            raise ValueError("Free-AT climbs what it descends; objective.attack_sees_variance must be True, got False")
+        self.base_config(self.ladder[0], dataset="")  # What does not fit together must not wait for the first trial.
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
         for replays in self.domains.replay_counts():
@@ -134,11 +141,13 @@ class Space(Config):
     def base_config(self, resolution: int, dataset: str) -> TrialConfig:
         """The base model of a resolution, trained once and fine-tuned by every trial."""
         train = TrainConfig(
-            network=self.network.but(resolution=resolution),
+            network=self.network.at(resolution),
             objective=self.objective,
             perturbation=Unperturbed(),
             optimization=self.pretraining.optimization,
+            precision=self.precision,
             dataset=dataset,
+            flip=self.flip,
             batch_size=self.batch_size,
             budget_kpass=self.pretraining.budget_kpass,
         )
@@ -161,19 +170,5 @@ class Space(Config):
 
 
 def load_space(path: Path) -> Space:
-    """The ``space`` of a Python file.
-
-    Raises:
-        ValueError: The file is missing, fails, or defines no valid ``space``.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no search space at {path}")
-    try:
-        space = runpy.run_path(str(path)).get("space")
-    except ValidationError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} could not be run: {type(error).__name__}: {error}") from error
-    if not isinstance(space, Space):
-        raise ValueError(f"{path} must define `space = Space(...)`, got {type(space).__name__}")
-    return space
+    """The ``space`` of a Python file; raises ``ValueError`` where there is none."""
+    return load_declared(path, "space", Space)

@@ -11,7 +11,7 @@ from atdiff_core.data.writing import write_shards
 from atdiff_core.networks import UNet
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Unperturbed
-from atdiff_core.trainer import TrainConfig
+from atdiff_core.train_config import TrainConfig
 
 NUM_DIGITS = 256
 

@@ -1,16 +1,15 @@
 """A sweep on disk whose optimum and law are known, written through the real records."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from atdiff_core.controls import plain_control, random_control, replay_control
+from atdiff_core.controls import random_control, replay_control
 from atdiff_core.files import write_json
-from atdiff_core.perturbations import FreeAT, Perturbation
+from atdiff_core.perturbations import Perturbation
 from atdiff_core.pictures import save_grid
 from pipeline.records import RESULT, SAMPLES, Assignment, append_curve, declare, set_status
 from pipeline.workspace import Workspace
@@ -70,10 +69,10 @@ class SyntheticSweep:
     def write_study(self, resolution: int) -> None:
         """A whole study: controls, search with two pruned trials, two leaders with every seed."""
         base = self.write_base(resolution)
-        self._write(base, plain_control, "plain")
+        self._write(base, replay_control(1), "plain")
         searched = [self._space.at(base, point) for point in self._points()]
         for replays in self._space.domains.replay_counts():
-            self._write(base, lambda _, k=replays: replay_control(_free_at(k)), "replay")
+            self._write(base, replay_control(replays), "replay")
         stopped = {searched[3].key, searched[8].key}
         metrics = {config.key: self._run(config, "search", pruned=config.key in stopped) for config in searched}
         complete = [config for config in searched if config.key not in stopped]
@@ -93,8 +92,8 @@ class SyntheticSweep:
         perturbation = leader.train.perturbation
         if seed:
             self._run(self._space.trial_config(base, perturbation, seed), "repeat", of=leader.key)
-        for role, control in (("replay", replay_control), ("plain", plain_control)):
-            self._write(base, lambda p, make=control: make(perturbation), role, seed)
+        for role, replays in (("replay", perturbation.steps_per_minibatch), ("plain", 1)):
+            self._write(base, replay_control(replays), role, seed)
         self._run(self._space.trial_config(base, random_control(perturbation), seed), "random", of=leader.key)
 
     def _points(self) -> list[dict[str, float | int | str]]:
@@ -104,10 +103,8 @@ class SyntheticSweep:
             for n, eta in enumerate(np.geomspace(low, high, self._space.trials).tolist())
         ]
 
-    def _write(
-        self, base: TrialConfig, control: Callable[[Perturbation], Perturbation], role: str, seed: int = 0
-    ) -> None:
-        config = self._space.trial_config(base, control(base.train.perturbation), seed)
+    def _write(self, base: TrialConfig, control: Perturbation, role: str, seed: int = 0) -> None:
+        config = self._space.trial_config(base, control, seed)
         if not (self.workspace.trial(config.key) / RESULT).is_file():
             self._run(config, role)
 
@@ -136,7 +133,7 @@ class SyntheticSweep:
     def _finish(self, folder: Path, config: TrialConfig, metric: float) -> None:
         values = {"metric": metric}
         for sampler in config.evaluation.samplers:
-            values[f"{config.evaluation.metric_name}/{sampler.kind}_{sampler.nfe}"] = metric * (1 + 4 / sampler.nfe)
+            values[f"{config.evaluation.metric_name}/{sampler.name}"] = metric * (1 + 4 / sampler.nfe)
         budget = config.train.minibatches * config.train.kpass_per_minibatch
         append_curve(folder, budget, {f"eval/{name}": value for name, value in values.items()})
         resolution = config.train.network.resolution
@@ -151,10 +148,6 @@ def write_sweep(root: Path, truth: Truth = Truth(), **changes: object) -> Worksp
     for resolution in sweep.workspace.space().ladder:
         sweep.write_study(resolution)
     return sweep.workspace
-
-
-def _free_at(replays: int) -> FreeAT:
-    return FreeAT.model_validate({"ball": {"norm": "l2", "radius": 0.01}, "num_replays": replays, "step_size": 0.01})
 
 
 def _training(perturbation: Perturbation) -> dict[str, float]:

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
+from scipy.stats import kstest
 from torch import Tensor
 
 from atdiff_core.balls import BALLS, Ball, L1Ball, L2Ball, LInfBall, ball_of
+from atdiff_core.randomness import Randomness
 
 EVERY_BALL = pytest.mark.parametrize("norm", list(BALLS))
 ORDERS = {"l1": 1, "l2": 2, "linf": math.inf}
@@ -116,6 +118,47 @@ def test_the_l1_step_is_dense_and_along_the_gradient(seed: int) -> None:
     step = L1Ball(radius=1).steepest(gradient)
     cosine = torch.cosine_similarity(step.flatten(1), gradient.flatten(1))
     assert torch.allclose(cosine, torch.ones_like(cosine))
+
+
+@given(st.integers(0, 10_000))
+def test_the_l1_step_along_one_element_gains_what_the_dual_norm_allows(seed: int) -> None:
+    gradient = tensor(seed)
+    step = L1Ball(radius=1, steps="top", top_fraction=1e-9).steepest(gradient)
+    gain = (gradient * step).flatten(1).sum(dim=1)
+    assert torch.allclose(gain, DIMENSION * gradient.flatten(1).abs().amax(dim=1))
+    assert ((step != 0).flatten(1).sum(dim=1) == 1).all()
+
+
+@given(st.integers(0, 10_000))
+def test_the_l1_step_along_the_largest_elements_has_their_signs_and_one_size(seed: int) -> None:
+    gradient = tensor(seed)
+    ball = L1Ball(radius=1, steps="top", top_fraction=0.5)
+    step = ball.steepest(gradient)
+    assert torch.allclose(ball.size(step), torch.ones(len(step), dtype=step.dtype))
+    moved = step != 0
+    assert (moved.flatten(1).sum(dim=1) == DIMENSION // 2).all()
+    assert (step.sign() == gradient.sign())[moved].all()
+    smallest_moved = gradient.abs().where(moved, math.inf).flatten(1).amin(dim=1)
+    assert (smallest_moved >= gradient.abs().where(~moved, 0).flatten(1).amax(dim=1)).all()
+
+
+@EVERY_BALL
+def test_uniform_points_fill_the_ball_by_its_volume(norm: str) -> None:
+    ball, count = ball_of(norm, 0.3), 6000
+    points = ball.uniform((1, 2, 2), Randomness(0, range(count)))
+    depth = (ball.size(points) / 0.3) ** 4  # The volume of a ball grows with the radius to the power of D.
+    assert kstest(depth.numpy(), "uniform").pvalue > 0.01
+    assert (points.mean(dim=0).abs() < 0.02).all()
+    assert torch.equal(ball.uniform((1, 2, 2), Randomness(0, [17])), points[17:18])
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_uniform_points_prefer_no_direction_of_their_norm(norm: str) -> None:
+    points = ball_of(norm, 1.0).uniform((1, 1, 2), Randomness(1, range(6000))).flatten(1)
+    share = points.abs()[:, 0] / points.abs().sum(dim=1)
+    if norm == "l2":
+        share = torch.atan2(points.abs()[:, 1], points.abs()[:, 0]) / (math.pi / 2)
+    assert kstest(share.numpy(), "uniform").pvalue > 0.01
 
 
 class TestL1Projection:

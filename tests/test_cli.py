@@ -86,10 +86,11 @@ def test_train_sample_and_evaluate_one_network(shards: Path, tmp_path: Path) -> 
     figures = tmp_path / "figures.json"
     judged = atdiff(
         "evaluate", run / "snapshot", "--shards", shards / "8px", "--nfe", "1,2", "--samplers", "ddim,dpmpp_2m",
-        "--samples", "8", "--out", figures, "--cache", tmp_path / "cache",
+        "--samples", "8", "--json", figures, "--cache", tmp_path / "cache",
     )  # fmt: skip
     assert judged.returncode == 0, judged.stderr
-    assert set(json.loads(figures.read_text())["figures"]) >= {"fd_efflite0_64/ddim_1", "kd_efflite0_64/dpmpp_2m_2"}
+    (judgement,) = json.loads(figures.read_text())["models"].values()
+    assert set(judgement["figures"]) >= {"fd_efflite0_64/ddim_1", "kd_efflite0_64/dpmpp_2m_2"}
     assert "another configuration" in mistake(*command[:-1], run, "--seed", "3")
 
 

@@ -13,7 +13,7 @@ from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.perturbations import PGD, FreeAT, Perturbation, RandomPerturbation, Unperturbed
-from atdiff_core.trainer import TrainConfig
+from atdiff_core.train_config import TrainConfig
 
 amplitudes = st.floats(0, 1).map(abs)
 counts = st.integers(1, 5)

@@ -10,6 +10,8 @@ from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.distances import DistanceMeter
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
 from atdiff_core.metrics.features import INCEPTION_WEIGHTS, Inception, as_uint8, feature_network, features_of
+from atdiff_core.metrics.inception_score import inception_score
+from atdiff_core.metrics.precision_recall import precision_recall
 from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.samplers import Sampler
@@ -82,6 +84,56 @@ def test_a_distance_needs_two_images_on_either_side() -> None:
         DistanceMeter(gaussian(0, 1))
     with pytest.raises(ValueError, match="at least 2 generated images, got 1"):
         DistanceMeter(gaussian(0))(gaussian(1, 1))
+
+
+class TestPrecisionRecall:
+    def test_a_set_covers_itself(self) -> None:
+        both = precision_recall(gaussian(0), gaussian(0))
+        assert (both.precision, both.recall) == (1, 1)
+
+    def test_sets_far_apart_do_not_touch(self) -> None:
+        both = precision_recall(gaussian(0), 100 + gaussian(1))
+        assert (both.precision, both.recall) == (0, 0)
+
+    def test_one_of_two_clusters_alone_is_precise_but_recalls_half(self) -> None:
+        clusters = torch.cat([gaussian(0, 250), 100 + gaussian(1, 250)])
+        order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+        one_of_them = gaussian(0, 250).repeat(2, 1)
+        both = precision_recall(one_of_them, clusters[order])
+        assert both.precision == 1
+        assert both.recall == pytest.approx(0.5, abs=0.01)
+
+    def test_exchanging_the_sets_exchanges_the_figures(self) -> None:
+        one, other = gaussian(0), 0.5 * gaussian(1)
+        forth, back = precision_recall(one, other), precision_recall(other, one)
+        assert (forth.precision, forth.recall) == (back.recall, back.precision)
+
+    def test_as_many_of_each_are_compared(self) -> None:
+        assert precision_recall(gaussian(0, 50), gaussian(1)) == precision_recall(gaussian(0, 50), gaussian(1)[:50])
+
+    def test_too_few_images_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="need at least 4 images of each kind, got 3"):
+            precision_recall(gaussian(0, 3), gaussian(1))
+
+
+class TestInceptionScore:
+    def test_images_that_all_look_alike_score_one(self) -> None:
+        assert inception_score(torch.randn(7).expand(100, 7)) == pytest.approx(1)
+
+    def test_images_sure_of_equally_many_classes_score_their_number(self) -> None:
+        sure = 50 * torch.eye(4).repeat(5_000, 1)
+        assert inception_score(sure) == pytest.approx(4, rel=1e-3)
+
+    def test_too_few_images_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="needs at least 10 images, got 9"):
+            inception_score(torch.zeros(9, 4))
+
+
+def test_a_full_evaluation_of_too_few_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs at least 4 samples and reference images, got 3 and 50000"):
+        EvaluationConfig(samples=3, full=True)
+    with pytest.raises(ValueError, match="needs at least 10 samples and reference images, got 9 and 50000"):
+        EvaluationConfig(samples=9, features="inception", full=True)
 
 
 def test_bytes_are_truncated_and_clamped() -> None:

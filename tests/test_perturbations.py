@@ -8,9 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from atdiff_core.balls import BALLS, L2Ball, ball_of
-from atdiff_core.controls import plain_control, random_control, replay_control
+from atdiff_core.controls import ddpm_ip, random_control, replay_control
+from atdiff_core.minibatch import Loss, Minibatch, Slice
 from atdiff_core.objectives.denoising import Denoising
-from atdiff_core.perturbations import PGD, FreeAT, Loss, Perturbation, RandomPerturbation, Replay, Unperturbed
+from atdiff_core.perturbations import (
+    PGD,
+    FreeAT,
+    GaussianPerturbation,
+    Perturbation,
+    RandomPerturbation,
+    Replay,
+    Unperturbed,
+)
 from atdiff_core.randomness import Randomness
 
 BATCH = 4
@@ -25,7 +34,9 @@ def perturbed(radius: float = RADIUS, step: float = STEP) -> dict[str, Perturbat
     for norm in BALLS:
         settings: dict[str, Any] = {"ball": ball_of(norm, radius), "step_size": step}
         schemes[f"FreeAT {norm}"] = FreeAT(num_replays=4, **settings)
+        schemes[f"FreeAT {norm} random start"] = FreeAT(num_replays=4, start="random", **settings)
         schemes[f"PGD {norm}"] = PGD(num_steps=3, **settings)
+        schemes[f"PGD {norm} random start"] = PGD(num_steps=3, start="random", **settings)
         schemes[f"random {norm}"] = RandomPerturbation(num_replays=4, **settings)
     return schemes
 
@@ -34,7 +45,12 @@ def over(schemes: dict[str, Perturbation]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("scheme", list(schemes.values()), ids=list(schemes))
 
 
-EVERY_SCHEME = over({"plain": Unperturbed(), "replays": Unperturbed(num_replays=3), **perturbed()})
+OTHERS = {"plain": Unperturbed(), "replays": Unperturbed(num_replays=3), "gaussian": GaussianPerturbation(std=RADIUS)}
+EVERY_SCHEME = over(OTHERS | perturbed())
+
+
+def from_zero(schemes: dict[str, Perturbation]) -> dict[str, Perturbation]:
+    return {name: scheme for name, scheme in schemes.items() if getattr(scheme, "start", "zero") == "zero"}
 
 
 class Tiny(nn.Module):
@@ -66,7 +82,7 @@ def trained(scheme: Perturbation, minibatches: int = 3) -> list[Tensor]:
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
     for number in range(minibatches):
         loss, like, randomness = problem(network, range(number * BATCH, (number + 1) * BATCH))
-        for _ in scheme.replays(loss, like, randomness):
+        for _ in scheme.replays(Minibatch.whole(loss, BATCH), like, randomness):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return [parameter.detach().clone() for parameter in network.parameters()]
@@ -74,7 +90,16 @@ def trained(scheme: Perturbation, minibatches: int = 3) -> list[Tensor]:
 
 def replays(scheme: Perturbation, network: nn.Module | None = None, samples: range = range(BATCH)) -> list[Replay]:
     loss, like, randomness = problem(network or Tiny(), samples)
-    return list(scheme.replays(loss, like, randomness))
+    return list(scheme.replays(Minibatch.whole(loss, len(samples)), like, randomness))
+
+
+def in_slices(network: nn.Module) -> Minibatch:
+    """The same minibatch in slices of one, two and one samples."""
+    slices = []
+    for rows in (range(1), range(1, 3), range(3, BATCH)):
+        loss, _, _ = problem(network, rows)
+        slices.append(Slice(loss, loss, torch.ones(len(rows))))
+    return Minibatch(slices)
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -85,7 +110,6 @@ class TestContract:
     @EVERY_SCHEME
     def test_a_minibatch_yields_once_per_optimizer_step(self, scheme: Perturbation) -> None:
         assert len(replays(scheme)) == scheme.steps_per_minibatch
-        assert scheme.passes_per_minibatch == scheme.passes_per_step * scheme.steps_per_minibatch
 
     @EVERY_SCHEME
     def test_each_yield_has_the_gradient_of_the_loss_at_its_perturbation_and_nothing_else(
@@ -93,7 +117,7 @@ class TestContract:
     ) -> None:
         network = Tiny()
         loss, like, randomness = problem(network)
-        for replay in scheme.replays(loss, like, randomness):
+        for replay in scheme.replays(Minibatch.whole(loss, BATCH), like, randomness):
             losses = loss(replay.delta)
             expected = torch.autograd.grad(losses.mean(), list(network.parameters()))
             assert torch.equal(replay.losses, losses)
@@ -104,9 +128,9 @@ class TestContract:
     def test_what_is_yielded_holds_on_to_no_graph(self, scheme: Perturbation) -> None:
         for replay in replays(scheme):
             tensors = (replay.losses, replay.clean_losses, replay.delta)
-            assert not any(tensor.requires_grad for tensor in tensors)
+            assert not any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
-    @EVERY_SCHEME
+    @over({"plain": Unperturbed(), **from_zero(perturbed())})
     def test_the_clean_losses_are_those_without_perturbation(self, scheme: Perturbation) -> None:
         network = Tiny()
         loss, like, _ = problem(network)
@@ -120,15 +144,23 @@ class TestContract:
         assert torch.equal(scheme.on_boundary(replays(scheme)[-1].delta), sizes[-1] >= 0.03 * (1 - 1e-4))
         assert not scheme.on_boundary(torch.zeros(BATCH, 1, 6, 6)).any()
 
-    @over(perturbed(radius=10))
+    @over(from_zero(perturbed(radius=10)))
     def test_the_perturbation_is_no_longer_than_the_steps_it_took(self, scheme: Perturbation) -> None:
         for taken, replay in enumerate(replays(scheme)):
             steps = scheme.num_steps if isinstance(scheme, PGD) else taken
             assert (scheme.ball.size(replay.delta) <= steps * STEP * (1 + 1e-5)).all()
 
-    @over(perturbed(radius=0) | perturbed(step=0))
+    @over(perturbed(radius=0) | from_zero(perturbed(step=0)))
     def test_no_room_or_no_step_is_plain_training_bit_for_bit(self, scheme: Perturbation) -> None:
-        assert same(trained(scheme), trained(replay_control(scheme)))
+        assert same(trained(scheme), trained(replay_control(scheme.steps_per_minibatch)))
+
+    @over(perturbed())
+    def test_no_strength_is_plain_training_and_full_strength_the_scheme_itself(self, scheme: Perturbation) -> None:
+        plain = trained(replay_control(scheme.steps_per_minibatch))
+        assert same(trained(scheme.at_strength(0.0)), plain)
+        assert scheme.at_strength(1.0) == scheme
+        half = scheme.at_strength(0.5)
+        assert (half.ball.radius, half.step_size) == (RADIUS / 2, STEP / 2)
 
     @EVERY_SCHEME
     def test_the_same_run_twice_is_the_same(self, scheme: Perturbation) -> None:
@@ -139,7 +171,7 @@ class TestContract:
 
     @over(perturbed())
     def test_a_perturbation_changes_the_weights(self, scheme: Perturbation) -> None:
-        assert not same(trained(scheme), trained(replay_control(scheme)))
+        assert not same(trained(scheme), trained(replay_control(scheme.steps_per_minibatch)))
 
     @EVERY_SCHEME
     def test_a_sample_is_perturbed_alike_in_any_company(self, scheme: Perturbation) -> None:
@@ -147,6 +179,35 @@ class TestContract:
         alone = [replays(scheme, samples=range(number, number + 1)) for number in range(BATCH)]
         for replay, singles in zip(together, zip(*alone, strict=True), strict=True):
             assert torch.allclose(replay.delta, torch.cat([single.delta for single in singles]), atol=1e-5)
+
+    @EVERY_SCHEME
+    def test_a_minibatch_in_slices_is_the_whole_minibatch(self, scheme: Perturbation) -> None:
+        network, sliced = Tiny(), Tiny()
+        loss, like, randomness = problem(network)
+        whole = scheme.replays(Minibatch.whole(loss, BATCH), like, randomness)
+        parts = scheme.replays(in_slices(sliced), like, randomness)
+        for one, other in zip(whole, parts, strict=True):
+            assert torch.allclose(one.losses, other.losses, rtol=1e-5)
+            assert torch.allclose(one.delta, other.delta, atol=1e-6)
+            for left, right in zip(network.parameters(), sliced.parameters(), strict=True):
+                assert torch.allclose(left.grad, right.grad, rtol=1e-4, atol=1e-6)
+            network.zero_grad()
+            sliced.zero_grad()
+
+    @EVERY_SCHEME
+    def test_a_gradient_scale_reaches_the_parameters_and_never_the_perturbation(self, scheme: Perturbation) -> None:
+        network, scaled = Tiny(), Tiny()
+        loss, like, randomness = problem(network)
+        other_loss, _, _ = problem(scaled)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        minibatch = Minibatch([Slice(other_loss, other_loss, torch.ones(BATCH))], scaler=scaler)
+        plain = scheme.replays(Minibatch.whole(loss, BATCH), like, randomness)
+        for one, other in zip(plain, scheme.replays(minibatch, like, randomness), strict=True):
+            assert torch.allclose(one.delta, other.delta, atol=1e-7)
+            for left, right in zip(network.parameters(), scaled.parameters(), strict=True):
+                assert torch.allclose(left.grad * 2**10, right.grad, rtol=1e-4, atol=1e-5)
+            network.zero_grad()
+            scaled.zero_grad()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +222,7 @@ class TestContract:
 )
 def test_no_ascent_is_plain_training_bit_for_bit(scheme: Perturbation) -> None:
     assert same(trained(scheme), trained(Unperturbed()))
-    assert scheme.passes_per_minibatch == 1
+    assert scheme.steps_per_minibatch + scheme.climbs_per_step == 1
 
 
 def linear(slope: float) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
@@ -180,7 +241,7 @@ class TestClimbing:
         one_step = PGD(ball=L2Ball(radius=RADIUS), step_size=RADIUS, num_steps=1)
         free = FreeAT(ball=L2Ball(radius=RADIUS), step_size=RADIUS, num_replays=2)
         for scheme in (one_step, free):
-            *_, last = scheme.replays(loss, noisy, RANDOMNESS)
+            *_, last = scheme.replays(Minibatch.whole(loss, BATCH), noisy, RANDOMNESS)
             assert torch.allclose(last.losses, worst, rtol=1e-12)
 
     @pytest.mark.parametrize("norm", list(BALLS))
@@ -204,9 +265,8 @@ class TestClimbing:
         slopes[1, 2] = damage
         weight = torch.ones((), requires_grad=True)
         calls = iter(slopes)
-        *_, last = scheme.replays(
-            lambda delta: (weight * next(calls) * delta).flatten(1).sum(dim=1), torch.zeros(BATCH, 1, 6, 6), RANDOMNESS
-        )
+        minibatch = Minibatch.whole(lambda delta: (weight * next(calls) * delta).flatten(1).sum(dim=1), BATCH)
+        *_, last = scheme.replays(minibatch, torch.zeros(BATCH, 1, 6, 6), RANDOMNESS)
         sizes = scheme.ball.size(last.delta)
         assert torch.allclose(sizes, torch.tensor([2, 2, 1, 2]) * STEP)
 
@@ -216,10 +276,16 @@ class TestClimbing:
         calls = []
         scheme = PGD(ball=L2Ball(radius=RADIUS), step_size=STEP, num_steps=3)
         descended = lambda delta: calls.append(delta) or loss(delta)  # noqa: E731
-        (replay,) = scheme.replays(descended, like, randomness, attack=attack)
+        (replay,) = scheme.replays(Minibatch.whole(descended, BATCH, attack=attack), like, randomness)
         assert len(calls) == 1
         assert torch.equal(replay.delta, replays(scheme)[0].delta)
         assert all(parameter.grad is None for parameter in other.parameters())
+
+    def test_free_at_refuses_to_climb_another_function_than_it_descends(self) -> None:
+        loss, like, randomness = problem(Tiny())
+        scheme = FreeAT(ball=L2Ball(radius=RADIUS), step_size=STEP, num_replays=2)
+        with pytest.raises(ValueError, match="climbs what it descends; choose PGD"):
+            next(scheme.replays(Minibatch.whole(loss, BATCH, attack=loss), like, randomness))
 
     def test_the_reach_is_the_size_of_all_steps_in_radii(self) -> None:
         assert FreeAT(ball=L2Ball(radius=0.1), step_size=0.02, num_replays=4).reach == pytest.approx(0.6)
@@ -240,17 +306,35 @@ class TestRandomControl:
         assert torch.allclose(twice, 2 * once)
         assert len({tuple(direction) for direction in once.flatten(1).tolist()}) == BATCH
 
-    @over(perturbed())
+    @over({name: each for name, each in from_zero(perturbed()).items() if "random" not in name})
     def test_controls_keep_what_they_control(self, scheme: Perturbation) -> None:
         control = random_control(scheme)
         largest = min(3 * STEP, RADIUS)
         assert scheme.ball.size(replays(control)[-1].delta).tolist() == pytest.approx([largest] * BATCH)
-        assert replay_control(scheme).steps_per_minibatch == scheme.steps_per_minibatch
-        assert plain_control(scheme) == Unperturbed()
+        assert control.steps_per_minibatch == scheme.steps_per_minibatch
+        assert replay_control(scheme.steps_per_minibatch).steps_per_minibatch == scheme.steps_per_minibatch
 
     def test_an_unperturbed_run_has_no_random_control(self) -> None:
-        with pytest.raises(ValueError, match="no random control"):
+        with pytest.raises(ValueError, match="only Free-AT and PGD have a random control, got Unperturbed"):
             random_control(Unperturbed())
+
+
+class TestInputPerturbation:
+    def test_its_noise_has_the_amplitude_asked_for(self) -> None:
+        (replay,) = replays(GaussianPerturbation(std=0.1), samples=range(400))
+        assert replay.delta.std().item() == pytest.approx(0.1, rel=0.02)
+
+    def test_ddpm_ip_asks_for_the_noise_that_was_drawn_at_an_input_with_more_of_it(self) -> None:
+        objective, scheme = ddpm_ip(Denoising(), gamma=0.15)
+        randomness = Randomness(3, range(BATCH), "train")
+        draw = objective.draw(randomness.for_("images").normal((1, 6, 6)), randomness)
+        network = Tiny()
+        minibatch = Minibatch.whole(lambda delta: objective.loss(network, draw, delta), BATCH)
+        (replay,) = scheme.replays(minibatch, draw.noisy, randomness)
+        more = draw.noise + replay.delta
+        noisy = objective.noise.noised(draw.clean, more, draw.timesteps)
+        expected = (network(noisy, draw.timesteps) - draw.noise).square().flatten(1).mean(dim=1)
+        assert torch.allclose(replay.losses, expected, rtol=1e-4)
 
 
 def test_a_negative_step_is_refused_with_its_value() -> None:

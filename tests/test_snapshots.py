@@ -9,11 +9,14 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from torch import Tensor
 
 from atdiff_core.data.stream import ShardSet
+from atdiff_core.files import sha256_of
 from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
-from atdiff_core.snapshots import load_snapshot, save_snapshot
-from atdiff_core.trainer import TrainConfig, TrainState, train
+from atdiff_core.snapshots import load_snapshot, save_imported, save_snapshot
+from atdiff_core.train_config import TrainConfig
+from atdiff_core.train_state import TrainState
+from atdiff_core.trainer import train
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 NOISY = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -95,6 +98,64 @@ class TestOurs:
             assert torch.equal(snapshot.network(noisy, TIMESTEPS), network.build(3)(noisy, TIMESTEPS))
 
 
+CONDITIONAL = UNet(resolution=8, channels=(8, 16), num_classes=10, learned_variance=True, scale_shift_norm=True)
+
+
+class TestImported:
+    """Weights that no run of ours made; ``test_adm`` imports a file."""
+
+    @pytest.fixture
+    def imported(self, tmp_path: Path) -> Path:
+        noise = NoiseSchedule(kind="linear", num_timesteps=50)
+        save_imported(CONDITIONAL.build(1).eval(), CONDITIONAL, noise, tmp_path, origin={"format": "test"})
+        return tmp_path
+
+    def test_classes_variance_and_noise_come_back(self, imported: Path) -> None:
+        snapshot = load_snapshot(imported)
+        assert (snapshot.num_classes, snapshot.learned_variance, snapshot.image_shape) == (10, True, (1, 8, 8))
+        assert snapshot.noise == NoiseSchedule(kind="linear", num_timesteps=50)
+        labels = torch.tensor([0, 9, 5])
+        with torch.no_grad():
+            found, made = (network(NOISY, TIMESTEPS, labels) for network in (snapshot.network, CONDITIONAL.build(1)))
+        assert torch.equal(found, made)
+
+    def test_its_key_is_the_sha256_of_its_weights(self, imported: Path) -> None:
+        record = json.loads((imported / "atdiff.json").read_text())
+        assert load_snapshot(imported).key == record["key"] == sha256_of(imported / WEIGHTS)
+        assert (UNet.model_validate(record["network"]), record["origin"]) == (CONDITIONAL, {"format": "test"})
+
+    def test_a_run_of_the_same_network_fits_at_any_size_and_dropout(self, imported: Path) -> None:
+        load_snapshot(imported).check_fits(CONDITIONAL.but(resolution=16, dropout=0.5))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_classes": 1000}, "its num_class_embeds is 10, the run's is 1000"),
+            ({"num_classes": 0}, "its num_class_embeds is 10, the run's is None"),
+            ({"learned_variance": False}, "its out_channels is 2, the run's is 1"),
+            ({"channels": (8, 24)}, r"its block_out_channels is \[8, 16\], the run's is \[8, 24\]"),
+            ({"head_width": 4}, "its attention_head_dim is 8, the run's is 4"),
+            ({"norm_groups": 4}, "its norm_num_groups is 8, the run's is 4"),
+        ],
+    )
+    def test_a_run_of_another_network_is_refused_in_one_line(
+        self, imported: Path, changes: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message) as refused:
+            load_snapshot(imported).check_fits(CONDITIONAL.but(**changes))
+        assert "\n" not in str(refused.value)
+
+    def test_a_fine_tune_of_it_opens_as_well(self, imported: Path, tiny_config: TrainConfig, tmp_path: Path) -> None:
+        start = load_snapshot(imported)
+        objective = Denoising(variance="learned", noise=start.noise)
+        config = tiny_config.but(network=CONDITIONAL, objective=objective, start_from=start.key)
+        start.check_fits(config.network)
+        save_snapshot(TrainState.fresh(config, start.network), config, tmp_path / "tuned")
+        tuned = load_snapshot(tmp_path / "tuned")
+        assert (tuned.key, tuned.num_classes, tuned.learned_variance) == (config.key, 10, True)
+        assert DDPMPipeline.from_pretrained(tmp_path / "tuned").scheduler.config.variance_type == "learned_range"
+
+
 class TestDamage:
     def test_damaged_or_missing_weights_are_refused_with_their_file(self, folder: Path) -> None:
         content = bytearray((folder / WEIGHTS).read_bytes())
@@ -137,8 +198,15 @@ class TestForeign:
     def test_a_network_that_predicts_something_else_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"must predict the noise .* got v_prediction in 1"):
             load_snapshot(foreign(tmp_path / "velocity", prediction_type="v_prediction"))
-        with pytest.raises(ValueError, match=r"must predict the noise .* got epsilon in 2"):
-            load_snapshot(foreign(tmp_path / "variance", out_channels=2, variance_type="learned_range"))
+        with pytest.raises(ValueError, match=r"must predict the noise .* got epsilon in 2 with learned$"):
+            load_snapshot(foreign(tmp_path / "variance", out_channels=2, variance_type="learned"))
+        with pytest.raises(ValueError, match=r"must predict the noise .* got epsilon in 3"):
+            load_snapshot(foreign(tmp_path / "more", out_channels=3, variance_type="learned_range"))
+
+    def test_a_learned_range_of_the_variance_opens(self, tmp_path: Path) -> None:
+        snapshot = load_snapshot(foreign(tmp_path, out_channels=2, variance_type="learned_range"))
+        assert (snapshot.learned_variance, snapshot.num_classes) == (True, 0)
+        assert predicted(snapshot.network).shape == (3, 2, 8, 8)
 
     def test_a_folder_of_another_kind_is_one_clear_error(self, tmp_path: Path) -> None:
         down, up = LEVELS

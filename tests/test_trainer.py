@@ -2,18 +2,25 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from atdiff_core.balls import L2Ball
+from atdiff_core.balls import L2Ball, LInfBall
 from atdiff_core.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from atdiff_core.data.stream import ShardSet, open_shards
+from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.objectives.equivariant import Equivariant
 from atdiff_core.optimization import Optimization
-from atdiff_core.perturbations import PGD, FreeAT, Perturbation, RandomPerturbation, Unperturbed
-from atdiff_core.trainer import Progress, TrainConfig, TrainState, train
+from atdiff_core.perturbations import PGD, FreeAT, GaussianPerturbation, Perturbation, RandomPerturbation, Unperturbed
+from atdiff_core.timesteps import LossSecondMoment
+from atdiff_core.train_config import StrengthWarmup, TrainConfig
+from atdiff_core.train_state import Execution, TrainState
+from atdiff_core.trainer import Progress, train
 
 BALL = L2Ball(radius=0.02)
 SCHEMES: dict[str, Perturbation] = {
@@ -22,8 +29,34 @@ SCHEMES: dict[str, Perturbation] = {
     "FreeAT": FreeAT(ball=BALL, step_size=0.01, num_replays=3),
     "PGD": PGD(ball=BALL, step_size=0.01, num_steps=2),
     "random": RandomPerturbation(ball=BALL, step_size=0.01, num_replays=2),
+    "gaussian": GaussianPerturbation(std=0.1),
 }
+PASSES_PER_IMAGE = {"plain": 1, "replays": 2, "FreeAT": 3, "PGD": 7 / 3, "random": 2, "gaussian": 1}
 EVERY_SCHEME = pytest.mark.parametrize("scheme", list(SCHEMES.values()), ids=list(SCHEMES))
+
+ONE_SIGN_STEP = PGD(ball=LInfBall(radius=1), step_size=1, num_steps=1, start="random")
+FEW_LEVELS = NoiseSchedule(num_timesteps=2)
+METHODS: dict[str, dict[str, Any]] = {name: {"perturbation": scheme} for name, scheme in SCHEMES.items()} | {
+    "random start": {"perturbation": FreeAT(ball=BALL, step_size=0.01, num_replays=2, start="random")},
+    "equivariant": {"perturbation": ONE_SIGN_STEP, "objective": Equivariant()},
+    "hybrid": {
+        "perturbation": SCHEMES["FreeAT"],
+        "objective": Denoising(
+            variance="learned", noise=FEW_LEVELS, timesteps=LossSecondMoment(history_length=2), attack_sees_target=False
+        ),
+    },
+    "bf16": {"perturbation": SCHEMES["FreeAT"], "precision": "bf16"},
+    "fp16": {"perturbation": SCHEMES["PGD"], "precision": "fp16"},
+    "warm-up": {"perturbation": SCHEMES["FreeAT"], "strength": StrengthWarmup(kind="cosine", kpass=0.1), "flip": True},
+}
+EVERY_METHOD = pytest.mark.parametrize("changes", list(METHODS.values()), ids=list(METHODS))
+
+
+def with_method(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+    """The config with a method's changes, and a network that fits them."""
+    objective = changes.get("objective", config.objective)
+    network = config.network.but(learned_variance=objective.variance == "learned")
+    return config.but(network=network, **changes)
 
 
 def paying_for(minibatches: int, config: TrainConfig) -> TrainConfig:
@@ -44,13 +77,13 @@ def trained(config: TrainConfig, shards: ShardSet) -> tuple[TrainState, list[Pro
 
 
 class TestDeterminism:
-    @EVERY_SCHEME
+    @EVERY_METHOD
     def test_a_resumed_run_ends_with_the_weights_of_one_that_never_stopped(
-        self, scheme: Perturbation, tiny_config: TrainConfig, digits_8px: ShardSet, tmp_path: Path
+        self, changes: dict[str, Any], tiny_config: TrainConfig, digits_8px: ShardSet, tmp_path: Path
     ) -> None:
         optimization = tiny_config.optimization.but(decay="linear", warmup_kpass=0.01)
         network = tiny_config.network.but(dropout=0.2)
-        config = tiny_config.but(perturbation=scheme, optimization=optimization, network=network)
+        config = with_method(tiny_config.but(optimization=optimization, network=network), changes)
         config = paying_for(4, config)
         whole, _ = trained(config, digits_8px)
         stopped = TrainState.fresh(config)
@@ -103,9 +136,16 @@ class TestBudget:
         _, reports = trained(config, digits_8px)
         assert reports[-1].done
         assert reports[-1].kpass == pytest.approx(8 * 21 / 1000, rel=0.06)
-        passes_per_image = {"plain": 1, "replays": 2, "FreeAT": 3, "PGD": 7 / 3, "random": 2}
         images = reports[-1].images
-        assert images / 8 == round(21 / passes_per_image[next(name for name in SCHEMES if SCHEMES[name] == scheme)])
+        assert images / 8 == round(21 / PASSES_PER_IMAGE[next(name for name in SCHEMES if SCHEMES[name] == scheme)])
+
+    def test_the_equivariant_objective_pays_for_two_descents_and_for_the_clean_prediction_of_its_attack(
+        self, tiny_config: TrainConfig
+    ) -> None:
+        config = tiny_config.but(objective=Equivariant(), perturbation=ONE_SIGN_STEP)
+        assert config.passes_per_step == 3
+        random = config.but(perturbation=ONE_SIGN_STEP.but(num_steps=0))
+        assert random.passes_per_step == 2
 
     @EVERY_SCHEME
     def test_optimizer_and_average_step_once_per_yield(
@@ -157,7 +197,8 @@ class TestReports:
         assert report.attack_gain > 1
         assert report.boundary_fraction > 0
         assert set(report.metrics) == {
-            "train/loss", "train/attack_gain", "train/boundary_fraction", "train/learning_rate", "train/kimg",
+            "train/loss", "train/attack_gain", "train/boundary_fraction", "train/learning_rate", "train/strength",
+            "train/kimg",
         }  # fmt: skip
 
     def test_plain_training_reports_no_attack(self, tiny_config: TrainConfig, digits_8px: ShardSet) -> None:
@@ -215,7 +256,70 @@ class TestRefusal:
         assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.json", "state-000000002.safetensors"]
 
 
-RANKED = ("plain", "FreeAT", "PGD")
+class TestMethods:
+    @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("bf16", "fp16")])
+    def test_slices_train_what_whole_minibatches_train_to_rounding(
+        self, name: str, tiny_config: TrainConfig, digits_8px: ShardSet
+    ) -> None:
+        config = paying_for(3, with_method(tiny_config, METHODS[name]))
+        whole, _ = trained(config, digits_8px)
+        sliced = TrainState.fresh(config)
+        list(train(config, sliced, digits_8px, execution=Execution(slice_size=3)))
+        assert torch.allclose(predicted(sliced), predicted(whole), atol=2e-5)
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_half_precision_trains_nearly_the_same_network(
+        self, precision: str, tiny_config: TrainConfig, digits_8px: ShardSet
+    ) -> None:
+        config = paying_for(3, tiny_config.but(perturbation=SCHEMES["FreeAT"]))
+        full, half = trained(config, digits_8px)[0], trained(config.but(precision=precision), digits_8px)[0]
+        assert not same(full, half)
+        assert (predicted(half) - predicted(full)).abs().max() < 0.05
+
+    def test_a_perturbation_warms_up_over_its_passes(self, tiny_config: TrainConfig, digits_8px: ShardSet) -> None:
+        for kind, halfway in (("linear", 0.25), ("cosine", (1 - 2**-0.5) / 2)):
+            warmup = StrengthWarmup(kind=kind, kpass=8)
+            assert [warmup.factor(kpass) for kpass in (0, 2, 8, 9)] == pytest.approx([0, halfway, 1, 1])
+        assert StrengthWarmup().factor(0) == 1
+        config = paying_for(2, tiny_config.but(perturbation=SCHEMES["FreeAT"]))
+        frozen = config.but(strength=StrengthWarmup(kind="linear", kpass=1e12))
+        state, reports = trained(frozen, digits_8px)
+        replayed = trained(config.but(perturbation=Unperturbed(num_replays=3)), digits_8px)[0]
+        assert torch.allclose(predicted(state), predicted(replayed), atol=1e-5)
+        assert reports[-1].strength < 1e-9
+
+    def test_flipping_mirrors_about_half_of_the_samples_and_always_the_same(
+        self, tiny_config: TrainConfig, digits_8px: ShardSet
+    ) -> None:
+        config = paying_for(2, tiny_config)
+        flipped = config.but(flip=True)
+        assert not same(trained(config, digits_8px)[0], trained(flipped, digits_8px)[0])
+        assert same(trained(flipped, digits_8px)[0], trained(flipped, digits_8px)[0])
+
+    def test_the_attack_gain_of_a_random_start_is_measured_where_it_is_reported(
+        self, tiny_config: TrainConfig, digits_8px: ShardSet
+    ) -> None:
+        scheme = PGD(ball=L2Ball(radius=0.3), step_size=0.1, num_steps=2, start="random")
+        _, reports = trained(paying_for(2, tiny_config.but(perturbation=scheme)), digits_8px)
+        assert reports[-1].attack_gain > 1
+
+    def test_what_does_not_fit_together_is_refused_with_the_way_out(self, tiny_config: TrainConfig) -> None:
+        with pytest.raises(ValueError, match=r"free_at climbs what it descends.*equivariant.*choose PGD"):
+            tiny_config.but(perturbation=SCHEMES["FreeAT"], objective=Equivariant())
+        with pytest.raises(ValueError, match=r"learned_variance=False does not fit objective.variance='learned'"):
+            tiny_config.but(objective=Denoising(variance="learned"))
+        with pytest.raises(ValueError, match="slice_size must be >= 0"):
+            Execution(slice_size=-1)
+
+    def test_a_start_of_another_shape_is_refused_with_the_first_name_that_differs(
+        self, tiny_config: TrainConfig
+    ) -> None:
+        other = TrainState.fresh(tiny_config.but(network=tiny_config.network.but(channels=(16,)))).network
+        with pytest.raises(ValueError, match=r"another shape than the config's: unet\.\S+ is .* choose the preset"):
+            TrainState.fresh(tiny_config.but(start_from="abc"), start=other)
+
+
+RANKED = [name for name in METHODS if name not in ("bf16", "fp16")]
 
 
 def predicted(state: TrainState) -> Tensor:
@@ -242,7 +346,7 @@ def _rank(rank: int, configs: list[str], shards: Path, out: Path) -> None:
 def test_two_ranks_train_what_one_process_trains_to_rounding(
     tiny_config: TrainConfig, digits_8px: ShardSet, tmp_path: Path
 ) -> None:
-    configs = [paying_for(3, tiny_config.but(perturbation=SCHEMES[name])) for name in RANKED]
+    configs = [paying_for(3, with_method(tiny_config, METHODS[name])) for name in RANKED]
     texts = [config.canonical_json() for config in configs]
     multiprocessing.spawn(_rank, (texts, digits_8px.path, tmp_path), nprocs=2)
     for number, config in enumerate(configs):

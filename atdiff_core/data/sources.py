@@ -59,10 +59,10 @@ def _key(number: int) -> str:
 
 
 class ArraySource(Source):
-    """Grey images held in memory.
+    """Images held in memory.
 
     Args:
-        images: ``[samples, height, width]``, uint8.
+        images: ``[samples, height, width]``, grey, or ``[samples, height, width, 3]``, colour; uint8.
         labels: ``[samples]``, each a number of a class.
     """
 

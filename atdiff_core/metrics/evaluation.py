@@ -1,22 +1,37 @@
-"""Distance of a network's samples to a dataset, at fixed latents, for several samplers."""
+"""How near a network's samples are to a dataset, at fixed latents, for several samplers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atdiff_core.config import Config
 from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.distances import DistanceMeter, Distances
-from atdiff_core.metrics.features import METRIC_NAMES, DistanceName, FeatureName, feature_network, features_of
+from atdiff_core.metrics.features import (
+    CACHED_AS,
+    METRIC_NAMES,
+    DistanceName,
+    FeatureName,
+    Inception,
+    feature_network,
+    features_of,
+)
+from atdiff_core.metrics.inception_score import SPLITS, inception_score
+from atdiff_core.metrics.precision_recall import NEIGHBOURS, precision_recall
+from atdiff_core.metrics.robustness import Attack, robustness
 from atdiff_core.networks import NoisePredictor
 from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.randomness import derived_seed
 from atdiff_core.samplers import Sampler, sample_batches
+
+PICTURES = 64
 
 
 class EvaluationConfig(Config):
@@ -31,6 +46,10 @@ class EvaluationConfig(Config):
             random but fixed; all of them where it has no more.
         samplers: Samplers to run; the first decides the trial metric, the last makes the pictures.
         seed: Seed of the latents, the same for every trial.
+        attacks: Attacks under which the finished network's loss is measured as well.
+        attacked_images: Images of the dataset that they are given.
+        full: Precision and recall besides the distances, and the inception score where the
+            features are Inception's. A search judges often and needs the distances only.
     """
 
     features: FeatureName = "efflite0_64"
@@ -39,6 +58,19 @@ class EvaluationConfig(Config):
     reference: Annotated[int, Field(ge=2)] = 50_000
     samplers: Annotated[tuple[Sampler, ...], Field(min_length=1)] = (Sampler(),)
     seed: int = 0
+    attacks: tuple[Attack, ...] = ()
+    attacked_images: Annotated[int, Field(ge=2)] = 512
+    full: bool = False
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        needed = SPLITS if self.features == "inception" else NEIGHBOURS + 1
+        if self.full and min(self.samples, self.reference) < needed:
+            raise ValueError(
+                f"a full evaluation needs at least {needed} samples and reference images, "
+                f"got {self.samples} and {self.reference}"
+            )
+        return self
 
     @property
     def metric_name(self) -> str:
@@ -56,29 +88,43 @@ class EvaluationConfig(Config):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Distances and some pictures for one sampler.
+    """What one sampler made of a network.
 
     Attributes:
+        figures: Everything that was measured, by name without the sampler, say ``fd_efflite0_64``.
         images: The first samples, ``[up to 64, channels, height, width]`` in [-1, 1].
     """
 
     sampler: Sampler
     distances: Distances
+    figures: dict[str, float]
     images: Tensor
 
 
 class Evaluator:
     """Judges networks against one dataset; its reference features are computed once and cached."""
 
-    def __init__(self, config: EvaluationConfig, shards: ShardSet, cache: Path) -> None:
-        self.config = config
-        self.network = feature_network(config.features)
-        self._meter = DistanceMeter(self._reference(shards, cache))
+    def __init__(
+        self, config: EvaluationConfig, shards: ShardSet, cache: Path, *, device: str = "cpu", batch_size: int = 64
+    ) -> None:
+        """Open the reference.
 
-    def _reference(self, shards: ShardSet, cache: Path) -> Tensor:
+        Args:
+            cache: Folder of reference features.
+            device: Where features are computed; samples are drawn where the network is.
+            batch_size: Images that are drawn at once. The result does not depend on it.
+        """
+        self.config = config
+        self.network = feature_network(config.features, device)
+        self._batch_size = batch_size
+        self._shards = shards
+        self._reference = self._reference_features(shards, cache)
+        self._meter = DistanceMeter(self._reference)
+
+    def _reference_features(self, shards: ShardSet, cache: Path) -> Tensor:
         """Features of the dataset, kept under what they depend on."""
         count = min(self.config.reference, shards.num_samples)
-        file = cache / f"{self.config.features}-{count}-{shards.fingerprint[:32]}.safetensors"
+        file = cache / f"{CACHED_AS[self.config.features]}-{count}-{shards.fingerprint[:32]}.safetensors"
         if not file.is_file():
             cache.mkdir(parents=True, exist_ok=True)
             features = features_of(shards.images(limit=count), self.network)
@@ -90,34 +136,76 @@ class Evaluator:
     def evaluate(
         self, network: NoisePredictor, noise: NoiseSchedule, samplers: tuple[Sampler, ...] | None = None
     ) -> Iterator[Evaluated]:
-        """Yields the distances for each sampler, those of the config where none are given."""
-        network.eval()
-        unet = network.unet.config
-        shape = (unet.in_channels, unet.sample_size, unet.sample_size)
-        device = next(network.parameters()).device
+        """Yields what each sampler makes of the network, those of the config where none are given."""
         for sampler in samplers or self.config.samplers:
-            batches = list(
-                sample_batches(
-                    network,
-                    noise,
-                    sampler,
-                    shape=shape,
-                    count=self.config.samples,
-                    seed=self.config.seed,
-                    device=device,
+            for event in self.judge(network, noise, sampler):
+                if isinstance(event, Evaluated):
+                    yield event
+
+    def judge(self, network: NoisePredictor, noise: NoiseSchedule, sampler: Sampler) -> Iterator[int | Evaluated]:
+        """Yields the number of images made so far, again and again, and at the end the judgement."""
+        network.eval()
+        side = network.unet.config.sample_size
+        batches = sample_batches(
+            network,
+            noise,
+            sampler,
+            shape=(network.image_channels, side, side),
+            count=self.config.samples,
+            seed=self.config.seed,
+            num_classes=network.num_classes,
+            batch_size=self._batch_size,
+            device=next(network.parameters()).device,
+        )
+        features: list[Tensor] = []
+        images: list[Tensor] = []
+        made = 0
+        for batch in batches:
+            features.append(features_of([batch], self.network))
+            if made < PICTURES:
+                images.append(batch[: PICTURES - made].cpu())
+            made += len(batch)
+            yield made
+        yield self._evaluated(sampler, torch.cat(features), torch.cat(images))
+
+    def _evaluated(self, sampler: Sampler, features: Tensor, images: Tensor) -> Evaluated:
+        distances = self._meter(features)
+        names = METRIC_NAMES[self.config.features]
+        figures = {
+            names["frechet"]: distances.frechet,
+            names["kernel"]: distances.kernel,
+            f"{names['kernel']}_std": distances.kernel_std,
+        }
+        if self.config.full:
+            coverage = precision_recall(features, self._reference)
+            space = "" if self.config.features == "inception" else f"_{self.config.features}"
+            figures |= {f"precision{space}": coverage.precision, f"recall{space}": coverage.recall}
+        if self.config.full and isinstance(self.network, Inception):
+            figures["inception_score"] = inception_score(self.network.class_logits(features).cpu())
+        return Evaluated(sampler, distances, figures, images)
+
+    def attacked(self, network: NoisePredictor, noise: NoiseSchedule) -> dict[str, float]:
+        """Attack gains over all noise levels, by the names of the attacks."""
+        if not self.config.attacks:
+            return {}
+        network.eval()
+        batch = next(self._shards.batches(seed=self.config.seed, batch_size=self.config.attacked_images))
+        labels = batch.labels if network.num_classes else None
+        device = next(network.parameters()).device
+        gains = {}
+        for attack in self.config.attacks:
+            overall = next(
+                robustness(
+                    network, Denoising(noise=noise), batch.images, attack,
+                    labels=labels, seed=self.config.seed, num_bins=1, device=device,
                 )
-            )
-            distances = self._meter(features_of(batches, self.network))
-            yield Evaluated(sampler, distances, batches[0][:64].cpu())
+            )  # fmt: skip
+            gains[attack.name] = overall.gain
+        return gains
 
     def named(self, evaluated: Evaluated) -> dict[str, float]:
         """Figures under the names of feature network and sampler, say ``fd_efflite0_64/ddim_10``."""
-        names, suffix = METRIC_NAMES[self.config.features], f"{evaluated.sampler.kind}_{evaluated.sampler.nfe}"
-        return {
-            f"{names['frechet']}/{suffix}": evaluated.distances.frechet,
-            f"{names['kernel']}/{suffix}": evaluated.distances.kernel,
-            f"{names['kernel']}_std/{suffix}": evaluated.distances.kernel_std,
-        }
+        return {f"{name}/{evaluated.sampler.name}": value for name, value in evaluated.figures.items()}
 
     def metric(self, evaluated: Evaluated) -> float:
         """The trial metric."""

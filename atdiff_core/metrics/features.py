@@ -17,6 +17,8 @@ METRIC_NAMES: dict[FeatureName, dict[DistanceName, str]] = {
     "inception": {"frechet": "fid", "kernel": "kid"},
 }
 """What a distance is called in each feature space. Only Inception's may be called FID and KID."""
+CACHED_AS: dict[FeatureName, str] = {"efflite0_64": "efflite0_64", "inception": "inception_tf1"}
+"""Name of cached features; it changes when the features do."""
 INCEPTION_WEIGHTS = "ATDIFF_INCEPTION_WEIGHTS"
 CHUNK = 64  # Four times as fast on a CPU as 256: the activations stay in its cache.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -54,6 +56,7 @@ class EfficientNetLite0(nn.Module):
 class Inception(nn.Module):
     """The Inception network of FID (torch-fidelity's port), pooled features of 2048.
 
+    Images are resized as TensorFlow 1 did, without antialiasing, which published figures assume.
     The weights are taken from the path in ``ATDIFF_INCEPTION_WEIGHTS`` or from torch's hub
     cache, else downloaded.
     """
@@ -68,7 +71,7 @@ class Inception(nn.Module):
         if given and not Path(given).is_file():
             raise ValueError(f"{INCEPTION_WEIGHTS} must be the path of {INCEPTION_FILE}, got {given!r}")
         try:
-            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], given)
+            self.net = NoTrainInceptionV3("inception-v3-compat", ["2048"], given, antialias=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"FID needs the Inception weights ({INCEPTION_FILE}, from torch-fidelity's releases), which could not "
@@ -82,18 +85,25 @@ class Inception(nn.Module):
         features: Tensor = self.net(images.expand(-1, 3, -1, -1).contiguous())
         return features.float()
 
+    @torch.no_grad()
+    def class_logits(self, features: Tensor) -> Tensor:
+        """Unnormalised class log-probabilities ``[images, 1008]`` of features, the head's bias left out as in IS."""
+        weight: Tensor = self.net.fc.weight
+        logits: Tensor = features.to(weight) @ weight.T
+        return logits
+
 
 FeatureNetwork = EfficientNetLite0 | Inception
 
 
-@lru_cache(maxsize=2)
-def feature_network(name: FeatureName) -> FeatureNetwork:
-    """The network of that name; loaded once a process."""
+@lru_cache(maxsize=4)
+def feature_network(name: FeatureName, device: str = "cpu") -> FeatureNetwork:
+    """The network of that name on that device; loaded once a process."""
     match name:
         case "efflite0_64":
-            return EfficientNetLite0()
+            return EfficientNetLite0().to(device)
         case "inception":
-            return Inception()
+            return Inception().to(device)
     raise ValueError(f"features must be efflite0_64 or inception, got {name!r}")
 
 
@@ -103,6 +113,7 @@ def as_uint8(images: Tensor) -> Tensor:
 
 
 def features_of(batches: Iterable[Tensor], network: FeatureNetwork) -> Tensor:
-    """Features of batches of images in [-1, 1], ``[images, num_features]``."""
+    """Features of batches of images in [-1, 1], ``[images, num_features]``, on the CPU."""
+    device = next(network.parameters()).device
     pieces = (piece for images in batches for piece in as_uint8(images).split(CHUNK))
-    return torch.cat([network(piece).cpu() for piece in pieces])
+    return torch.cat([network(piece.to(device)).cpu() for piece in pieces])

@@ -1,1 +1,10 @@
-"""Training objectives: each separates drawing (all randomness) from evaluating (none)."""
+"""Training losses: one value per sample, with drawing and evaluating kept apart."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.objectives.equivariant import Equivariant
+
+Objective = Annotated[Denoising | Equivariant, Field(discriminator="kind")]

@@ -1,37 +1,15 @@
-"""Noise prediction at a perturbed input: the adversarial objective of AT_Diff."""
+"""Noise prediction at a perturbed input: the adversarial objective of AT_Diff, plain or hybrid."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atdiff_core.config import Config
 from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.drawing import Denoiser, Draw, answered, drawn
+from atdiff_core.objectives.variational import variational_term
 from atdiff_core.randomness import Randomness
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""Network: noised images ``[batch, channels, height, width]`` and timesteps ``[batch]`` to noise."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """All randomness of one minibatch.
-
-    Attributes:
-        noise: Gaussian noise, ``[batch, channels, height, width]``.
-        timesteps: Noise levels, ``[batch]``, integers in [0, T).
-        noisy: The noised input x_t, in images of [-1, 1].
-        sigma: Its noise level sigma_t, ``[batch, 1, 1, 1]``.
-        dropout_seed: Seed of the dropout masks, the same for every replay of this draw.
-    """
-
-    noise: Tensor
-    timesteps: Tensor
-    noisy: Tensor
-    sigma: Tensor
-    dropout_seed: int
+from atdiff_core.timesteps import LossHistory, TimestepSampler, UniformTimesteps
 
 
 class Denoising(Config):
@@ -39,48 +17,82 @@ class Denoising(Config):
 
     At x_t + delta the noise that leads back to the same clean image is ``noise + delta / sigma_t``;
     the loss is the mean over elements of the squared difference to it (Wang et al.,
-    arXiv:2502.17099, Eq. 14 and its released code). With delta = 0 it is the loss of DDPM.
+    arXiv:2502.17099, Eq. 14 and its released code). With delta = 0 it is the loss of DDPM. With
+    a learned variance the rescaled variational term is added, which makes it the hybrid
+    objective of improved DDPM (Nichol & Dhariwal, arXiv:2102.09672, Eq. 16).
 
     Attributes:
         noise: The noise schedule.
+        timesteps: How often each noise level is drawn.
+        variance: ``learned`` for a network with twice the channels.
         attack_sees_target: Whether the gradient that moves delta takes into account that the
             target moves with delta. ``True`` is the true gradient of the loss. ``False`` is what
             the authors' code does (its mode ``delta_detach``); the loss is the same, yet such
             an "ascent" can lower it, which ``train/attack_gain`` shows.
+        attack_sees_variance: Whether the ascent climbs the variational term too, as the authors'
+            code does.
+        unit: Unit of delta: ``image`` (pixels of [-1, 1]), or ``noise`` (delta is multiplied by
+            sigma_t before it is added).
+        target: ``moves`` with delta, or ``stays`` at the noise that was drawn: input perturbation
+            (the mode ``original`` of the authors' code; DDPM-IP).
     """
 
     kind: Literal["denoising"] = "denoising"
     noise: NoiseSchedule = NoiseSchedule()
+    timesteps: TimestepSampler = UniformTimesteps()
+    variance: Literal["fixed", "learned"] = "fixed"
     attack_sees_target: bool = True
+    attack_sees_variance: bool = True
+    unit: Literal["image", "noise"] = "image"
+    target: Literal["moves", "stays"] = "moves"
 
-    def draw(self, images: Tensor, randomness: Randomness) -> Draw:
+    @property
+    def attack_is_loss(self) -> bool:
+        """Whether what is climbed is what is descended, so that one backward serves both."""
+        return self.variance == "fixed" or self.attack_sees_variance
+
+    @property
+    def passes_per_descent(self) -> float:
+        return 1.0
+
+    @property
+    def passes_per_climb(self) -> float:
+        """Forward 1/3, backward to the input 1/3."""
+        return 2 / 3
+
+    def draw(
+        self,
+        images: Tensor,
+        randomness: Randomness,
+        *,
+        labels: Tensor | None = None,
+        history: LossHistory | None = None,
+    ) -> Draw:
         """Timesteps, noise and noised input for images ``[batch, channels, height, width]``."""
-        timesteps = randomness.for_("timestep").integers(self.noise.num_timesteps).to(images.device)
-        noise = randomness.for_("noise").normal(images.shape[1:]).to(images)
-        return Draw(
-            noise=noise,
-            timesteps=timesteps,
-            noisy=self.noise.noised(images, noise, timesteps),
-            sigma=self.noise.sigma(timesteps),
-            dropout_seed=randomness.shared_seed,
-        )
+        return drawn(images, randomness, self.noise, self.timesteps, labels=labels, history=history)
 
     def loss(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:
         """One loss per sample, ``[batch]``; deterministic in ``delta`` (dropout is replayed)."""
+        return self._loss(network, draw, delta, with_variance=self.variance == "learned")
+
+    def attack(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:
+        """What an ascent climbs, ``[batch]``."""
+        return self._loss(network, draw, delta, with_variance=self.variance == "learned" and self.attack_sees_variance)
+
+    def _loss(self, network: Denoiser, draw: Draw, delta: Tensor, *, with_variance: bool) -> Tensor:
+        moved = draw.noisy + (delta if self.unit == "image" else draw.sigma * delta)
+        output = answered(network, draw, moved)
+        channels = moved.shape[1]
+        predicted = output[:, :channels]
+        losses = (predicted - self._target(draw, delta)).square().flatten(1).mean(dim=1)
+        if with_variance:
+            losses = losses + variational_term(
+                draw.clean, moved, predicted, output[:, channels:], draw.timesteps, self.noise
+            )
+        return losses
+
+    def _target(self, draw: Draw, delta: Tensor) -> Tensor:
+        if self.target == "stays":
+            return draw.noise
         shift = delta if self.attack_sees_target else delta.detach()
-        target = draw.noise + shift / draw.sigma
-        with torch.random.fork_rng(devices=_cuda_devices(delta), enabled=_drops_out(network)):
-            if _drops_out(network):
-                torch.manual_seed(draw.dropout_seed)
-            predicted = network(draw.noisy + delta, draw.timesteps)
-        return (predicted - target).square().flatten(1).mean(dim=1)
-
-
-def _drops_out(network: Denoiser) -> bool:
-    if not isinstance(network, nn.Module) or not network.training:
-        return False
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
-
-
-def _cuda_devices(tensor: Tensor) -> list[torch.device]:
-    return [tensor.device] if tensor.is_cuda else []
+        return draw.noise + (shift / draw.sigma if self.unit == "image" else shift)

@@ -57,6 +57,23 @@ def fashion_mnist(
     _write(images, out, resolutions, image_channels=1, samples_per_shard=samples_per_shard)
 
 
+@app.command("cifar10")
+def cifar10(
+    source: Annotated[Path, typer.Argument(help="The folder of the binary version, cifar-10-batches-bin.")],
+    out: Out,
+    resolutions: Resolutions = "32",
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    samples_per_shard: PerShard = 1000,
+) -> None:
+    """CIFAR-10 from its binary version (no pickle is read)."""
+    from atdiff_core.data.cifar import cifar10
+
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split!r}")
+    images = cifar10(source, "train" if split == "train" else "test")
+    _write(images, out, resolutions, image_channels=3, samples_per_shard=samples_per_shard)
+
+
 def numbers(text: str, what: str) -> list[int]:
     """Positive whole numbers separated by commas."""
     try:

@@ -81,7 +81,7 @@ def sample_grids(study: StudyResult) -> list[Grid]:
         record = min(records, key=lambda record: record.seed)
         file = record.folder / SAMPLES
         if file.is_file():
-            drawn = f"{sampler.kind}, {sampler.nfe} NFE, latents of seed {evaluation.seed}"
+            drawn = f"{sampler.label}, {sampler.nfe} NFE, latents of seed {evaluation.seed}"
             grids.append(Grid(_embedded(file), f"{name}: {drawn}; trained with seed {record.seed}"))
     return grids
 

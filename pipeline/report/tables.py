@@ -24,7 +24,7 @@ UNKNOWN = "–"
 def asked(space: Space) -> Rows:
     """What the space declares."""
     evaluation = space.evaluation
-    samplers = ", ".join(f"{sampler.kind} with {sampler.nfe} NFE" for sampler in evaluation.samplers)
+    samplers = ", ".join(f"{sampler.label} with {sampler.nfe} NFE" for sampler in evaluation.samplers)
     names = [name for name in type(space.domains).model_fields if name != "kind"]
     unit = "raw norms" if space.domains.kind == "raw" else "amplitude per element"
     first = evaluation.samplers[0]
@@ -38,7 +38,7 @@ def asked(space: Space) -> Rows:
         ("pretraining", f"{number(space.pretraining.budget_kpass)} kpass for the base model of each resolution"),
         ("fine-tuning", f"{number(space.finetuning.budget_kpass)} kpass for every trial, controls included"),
         ("attack sees target", "yes: true gradient of the loss" if space.objective.attack_sees_target else "no"),
-        ("metric", f"{_metric(space)}, {first.kind} with {first.nfe} NFE; lower is better"),
+        ("metric", f"{_metric(space)}, {first.label} with {first.nfe} NFE; lower is better"),
         ("samplers", f"{samplers}; latents of seed {evaluation.seed}, the same for every trial"),
         ("data", space.shards),
     ]

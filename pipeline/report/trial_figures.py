@@ -41,24 +41,24 @@ def distance_name(study: StudyResult) -> str:
 def nfe_figure(study: StudyResult) -> Figure:
     """Metric against network evaluations, one panel a sampler; bands are the extremes over seeds."""
     samplers = study.base.assignment.config.evaluation.samplers
-    kinds = sorted({sampler.kind for sampler in samplers})
-    figure, panels = blank_figure(5.4, 3.9, len(kinds))
+    labels = sorted({sampler.label for sampler in samplers})
+    figure, panels = blank_figure(5.4, 3.9, len(labels))
     heights: list[float] = []
-    for axes, kind in zip(panels, kinds, strict=True):
-        chosen = sorted((s for s in samplers if s.kind == kind), key=lambda sampler: sampler.nfe)
+    for axes, label in zip(panels, labels, strict=True):
+        chosen = sorted((s for s in samplers if s.label == label), key=lambda sampler: sampler.nfe)
         for name, records in arms(study).items():
             heights += _draw_arm(axes, name, records, chosen)
         log_x(axes, chosen[0].nfe, chosen[-1].nfe + 1)
         axes.set_xticks([sampler.nfe for sampler in chosen], [str(sampler.nfe) for sampler in chosen])
-        axes.set_xlabel(f"NFE per image ({kind})")
+        axes.set_xlabel(f"NFE per image ({label})")
     for axes in panels if heights else []:
         log_y(axes, min(heights), max(heights))
         axes.set_ylim(min(heights) / 1.03, max(heights) * 1.03)
     panels[0].set_ylabel(distance_name(study))
     say(panels[0], f"{study.resolution} px: metric against NFE (lower is better)")
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, names = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return figure
 
 
@@ -79,7 +79,7 @@ def _draw_arm(axes: Axes, name: str, records: Sequence[TrialRecord], samplers: S
 
 def _distance(record: TrialRecord, sampler: Sampler) -> float | None:
     prefix = record.assignment.config.evaluation.metric_name
-    return record.result.get(f"{prefix}/{sampler.kind}_{sampler.nfe}")
+    return record.result.get(f"{prefix}/{sampler.name}")
 
 
 def attack_figure(study: StudyResult) -> Figure:

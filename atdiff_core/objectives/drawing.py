@@ -1,0 +1,85 @@
+"""The randomness of a minibatch, drawn once, and the network's answer to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from atdiff_core.noise import NoiseSchedule
+from atdiff_core.randomness import Randomness
+from atdiff_core.timesteps import LossHistory, TimestepSampler
+
+Denoiser = Callable[..., Tensor]
+"""Network: noised images ``[batch, channels, height, width]``, timesteps ``[batch]`` and, if it is
+conditional, labels ``[batch]``, to noise (and variance channels, if it learns them)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All randomness of one minibatch.
+
+    Attributes:
+        clean: Images in [-1, 1], ``[batch, channels, height, width]``.
+        noise: Gaussian noise, same shape.
+        timesteps: Noise levels, ``[batch]``, integers in [0, T).
+        weights: Importance of each sample in the mean, ``[batch]``.
+        noisy: The noised input x_t.
+        sigma: Its noise level sigma_t, ``[batch, 1, 1, 1]``.
+        dropout_seed: Seed of the dropout masks, the same for every replay of this draw.
+        labels: Classes, ``[batch]``, for a conditional network.
+        reach: Amplitude, in units of the noise, that a perturbation of size 1 stands for,
+            ``[batch, 1, 1, 1]``; used by the equivariant objective only.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    weights: Tensor
+    noisy: Tensor
+    sigma: Tensor
+    dropout_seed: int
+    labels: Tensor | None = None
+    reach: Tensor | None = None
+
+
+def drawn(
+    images: Tensor,
+    randomness: Randomness,
+    noise: NoiseSchedule,
+    timesteps: TimestepSampler,
+    *,
+    labels: Tensor | None = None,
+    history: LossHistory | None = None,
+) -> Draw:
+    """Timesteps, noise and noised input for images ``[batch, channels, height, width]``."""
+    levels, weights = timesteps.draw(randomness.for_("timestep"), noise.num_timesteps, history)
+    gaussian = randomness.for_("noise").normal(images.shape[1:]).to(images)
+    sigma = noise.sigma(levels).to(images)
+    return Draw(
+        clean=images,
+        noise=gaussian,
+        timesteps=levels.to(images.device),
+        weights=weights.to(images.device),
+        noisy=noise.signal(levels).to(images) * images + sigma * gaussian,
+        sigma=sigma,
+        dropout_seed=randomness.shared_seed,
+        labels=labels,
+    )
+
+
+def answered(network: Denoiser, draw: Draw, noisy: Tensor) -> Tensor:
+    """The network's output at ``noisy``, float32 or wider, with the dropout masks of the draw."""
+    condition = () if draw.labels is None else (draw.labels,)
+    dropping = _drops_out(network)
+    with torch.random.fork_rng(devices=[noisy.device] if noisy.is_cuda else [], enabled=dropping):
+        if dropping:
+            torch.manual_seed(draw.dropout_seed)
+        output = network(noisy, draw.timesteps, *condition)
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
+def _drops_out(network: Denoiser) -> bool:
+    if not isinstance(network, nn.Module) or not network.training:
+        return False
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())

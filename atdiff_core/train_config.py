@@ -1,0 +1,115 @@
+"""Everything that decides the weights a training run ends with."""
+
+import math
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from atdiff_core.config import Config
+from atdiff_core.networks import UNet
+from atdiff_core.objectives import Objective
+from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.optimization import Optimization
+from atdiff_core.perturbations import Perturbation
+
+SCRATCH = "scratch"
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StrengthWarmup(Config):
+    """How the perturbation grows at the start of a run.
+
+    Trained from scratch, a network under a full perturbation learns slowly at first (Wang et al.,
+    arXiv:2502.17099, Appendix G.2); the remedy is ours.
+
+    Attributes:
+        kind: ``constant``: full strength at once. ``linear`` and ``cosine``: from zero.
+        kpass: Thousand passes until full strength.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    kpass: Annotated[float, Field(ge=0)] = 0.0
+
+    def factor(self, kpass: float) -> float:
+        """Factor of every amplitude once ``kpass`` thousand passes are done, in [0, 1]."""
+        if self.kind == "constant" or kpass >= self.kpass:
+            return 1.0
+        share = kpass / self.kpass
+        return share if self.kind == "linear" else (1 - math.cos(math.pi * share)) / 2
+
+
+class TrainConfig(Config):
+    """Everything that decides the weights a training run ends with.
+
+    Attributes:
+        network: Shape of the U-Net.
+        objective: The loss.
+        perturbation: How its input is perturbed.
+        strength: How the perturbation grows at the start.
+        optimization: Optimizer and schedules.
+        precision: Of the network's arithmetic. Parameters, losses and perturbations stay float32;
+            with fp16 the gradients are scaled, those of the perturbation scaled back.
+        dataset: Fingerprint of the shards, a sha256 of their index.
+        flip: Whether every other sample is mirrored, at random.
+        start_from: ``scratch``, or the key of the snapshot whose weights are fine-tuned. As in
+            AT_Diff the optimizer starts afresh; network and average both start at the snapshot.
+        batch_size: Images a minibatch, over all ranks.
+        budget_kpass: Passes to spend, in thousands: images through one forward-backward.
+        seed: Seed of the initial weights, the order of the data and all noise.
+    """
+
+    network: UNet
+    objective: Objective = Denoising()
+    perturbation: Perturbation
+    strength: StrengthWarmup = StrengthWarmup()
+    optimization: Optimization = Optimization()
+    precision: Precision = "float32"
+    dataset: str
+    flip: bool = False
+    start_from: str = SCRATCH
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    budget_kpass: Annotated[float, Field(gt=0)]
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.perturbation.climbs_what_it_descends and not self.objective.attack_is_loss:
+            raise ValueError(
+                f"perturbation {self.perturbation.kind} climbs what it descends, but objective "
+                f"{self.objective.kind} attacks another function; choose PGD"
+            )
+        if self.network.learned_variance != (self.objective.variance == "learned"):
+            raise ValueError(
+                f"network.learned_variance={self.network.learned_variance} does not fit "
+                f"objective.variance={self.objective.variance!r}; both or neither must learn it"
+            )
+        return self
+
+    @property
+    def passes_per_step(self) -> float:
+        """Forward-backwards per sample and optimizer step (forward 1/3, backward 2/3)."""
+        climbs = self.perturbation.climbs_per_step * self.objective.passes_per_climb
+        return self.objective.passes_per_descent + climbs
+
+    @property
+    def kpass_per_step(self) -> float:
+        return self.batch_size * self.passes_per_step / 1000
+
+    @property
+    def kpass_per_minibatch(self) -> float:
+        return self.kpass_per_step * self.perturbation.steps_per_minibatch
+
+    @property
+    def minibatches(self) -> int:
+        """Distinct minibatches the budget pays for, at least one."""
+        return max(1, round(self.budget_kpass / self.kpass_per_minibatch))
+
+    def budget_check(self) -> None:
+        """Refuse a budget that does not pay for a single minibatch."""
+        if self.budget_kpass < self.kpass_per_minibatch:
+            raise ValueError(
+                f"budget_kpass must pay for one minibatch of {self.kpass_per_minibatch:g} kpass, "
+                f"got {self.budget_kpass:g}; raise the budget or lower batch_size"
+            )

@@ -1,0 +1,100 @@
+"""What training changes, and how the work is done on the machine at hand."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim.swa_utils import AveragedModel
+
+from atdiff_core.networks import NoisePredictor
+from atdiff_core.timesteps import LossHistory
+from atdiff_core.train_config import SCRATCH, TrainConfig
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work is done: it decides speed and memory, and the result to float rounding only.
+
+    Attributes:
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        slice_size: Samples that go through the network together on a rank; 0 for all of them.
+            Smaller slices accumulate their gradients. Dropout masks depend on it.
+        compile: Whether torch compiles the network (minutes at the start; off on a CPU).
+        channels_last: Memory layout of the convolutions; faster on GPUs.
+    """
+
+    device: str = "cpu"
+    slice_size: int = 0
+    compile: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slice_size < 0:
+            raise ValueError(f"slice_size must be >= 0 (0 for the whole minibatch), got {self.slice_size}")
+
+    def prepared(self, network: NoisePredictor) -> NoisePredictor:
+        """The network, moved and laid out in place."""
+        network.to(self.device)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # Missing from torch's stubs.
+        if self.compile:
+            network.compile()
+        return network
+
+
+@dataclass
+class TrainState:
+    """What training changes: resumable at any minibatch because nothing else is remembered.
+
+    Attributes:
+        history: Losses by timestep, where the timestep sampler learns from them.
+        scaler: Scale of half-precision gradients; disabled otherwise.
+    """
+
+    network: NoisePredictor
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    history: LossHistory | None = None
+    minibatches: int = 0
+
+    @property
+    def averaged(self) -> NoisePredictor:
+        """The network with averaged weights, which is what is judged and kept."""
+        return cast(NoisePredictor, self.average.module)
+
+    @classmethod
+    def fresh(
+        cls, config: TrainConfig, start: nn.Module | None = None, execution: Execution | None = None
+    ) -> "TrainState":
+        """The state before the first step: random weights, or those of the network to fine-tune."""
+        if (start is None) != (config.start_from == SCRATCH):
+            raise ValueError(f"the config starts from {config.start_from!r}, but start is {start and type(start)}")
+        execution = execution or Execution()
+        network = config.network.build(seed=config.seed)
+        if start is not None:
+            _adopt(network, start)
+        average = config.optimization.averaged(network.to(execution.device), kpass_per_step=config.kpass_per_step)
+        network = execution.prepared(network)
+        return cls(
+            network=network,
+            average=average,
+            optimizer=config.optimization.optimizer(network),
+            scaler=GradScaler(torch.device(execution.device).type, enabled=config.precision == "fp16"),
+            history=config.objective.timesteps.history(config.objective.noise.num_timesteps),
+        )
+
+
+def _adopt(network: nn.Module, start: nn.Module) -> None:
+    """Copy the weights of the network to fine-tune, or say what does not fit."""
+    ours, theirs = network.state_dict(), start.state_dict()
+    for name in [*ours, *theirs]:
+        here, there = (tuple(each[name].shape) if name in each else None for each in (ours, theirs))
+        if here != there:
+            raise ValueError(
+                f"the network to start from is of another shape than the config's: {name} is {there} there, "
+                f"{here} here (None: absent); choose the preset that the snapshot was made with"
+            )
+    network.load_state_dict(theirs)

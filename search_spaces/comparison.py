@@ -1,0 +1,211 @@
+"""Training schemes against each other from one base model, as one frozen declaration."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from atdiff_core.config import Config
+from atdiff_core.metrics.evaluation import EvaluationConfig
+from atdiff_core.networks import UNet
+from atdiff_core.objectives import Objective
+from atdiff_core.perturbations import Perturbation, Unperturbed
+from atdiff_core.train_config import SCRATCH, Precision, StrengthWarmup, TrainConfig
+from search_spaces.loading import load_declared
+from search_spaces.space import Phase, TrialConfig
+
+PLAIN = "plain"
+BASE_SEED = 0
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Pretrained(Config):
+    """A base model that exists already: an imported checkpoint, or any snapshot.
+
+    Attributes:
+        snapshot: Its folder.
+    """
+
+    snapshot: str
+
+
+class Scratch(Config):
+    """No base model: every trial starts from random weights, which are a function of its seed."""
+
+    random_weights: Literal[True] = True
+
+
+class Arm(Config):
+    """One training scheme of a comparison.
+
+    Attributes:
+        name: What it is called in tables and figures.
+        objective: The loss.
+        perturbation: How its input is perturbed.
+        strength: How the perturbation grows at the start.
+        reference: Name of the arm that lacks only what this one tests: the replay control for
+            Free-AT and the random control, plain training for a scheme without replays. Every arm
+            is compared with ``plain`` as well.
+    """
+
+    name: Name
+    objective: Objective
+    perturbation: Perturbation
+    strength: StrengthWarmup = StrengthWarmup()
+    reference: str = PLAIN
+
+
+class Comparison(Config):
+    """Arms that fine-tune one base model at equal passes, each with the same seeds.
+
+    Arms of one seed share minibatches, noise and latents, so their differences are far less noisy
+    than their values. The seeds repeat the fine-tuning, not the base model: what a comparison finds
+    is found for this base.
+
+    Attributes:
+        name: Names the comparison; one name, one configuration.
+        shards: Folder that holds ``<resolution>px`` shard sets. Not part of any trial's key:
+            the fingerprint of the shards is.
+        network: The U-Net, resolution included.
+        objective: The loss of the base model.
+        pretraining: From random weights to the base model; or where the base model lies; or
+            ``Scratch()``. A base that still improves hides every effect behind plain fine-tuning,
+            which sees the most distinct images: let it converge.
+        finetuning: From the base model to the end of a trial, for every arm.
+        batch_size: Images a minibatch.
+        precision: Of the network's arithmetic.
+        flip: Whether every other sample is mirrored.
+        arms: What is compared; one of them is ``plain``.
+        seeds: Trials of each arm, with the seeds 1, 2, …; the base model has seed 0.
+        evaluation: How networks are judged: every sampler judges every trial, the first gives the
+            trial metric.
+        workers: Ranks of each trial.
+    """
+
+    name: Name
+    shards: str
+    network: UNet
+    objective: Objective
+    pretraining: Phase | Pretrained | Scratch
+    finetuning: Phase
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    precision: Precision = "float32"
+    flip: bool = False
+    arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
+    seeds: Annotated[int, Field(ge=1)] = 3
+    evaluation: EvaluationConfig
+    workers: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _arms_fit(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"arms must have different names, got {twice[0]!r} twice")
+        if PLAIN not in names or self.arm(PLAIN).perturbation != Unperturbed():
+            raise ValueError(f"one arm must be called {PLAIN!r} and be Unperturbed(), got {', '.join(names)}")
+        for arm in self.arms:
+            others = [name for name in names if name != arm.name]
+            if arm.name != PLAIN and arm.reference not in others:
+                raise ValueError(
+                    f"reference of arm {arm.name!r} must be one of {', '.join(others)}, got {arm.reference!r}"
+                )
+            if arm.objective.noise != self.objective.noise:
+                raise ValueError(
+                    f"arm {arm.name!r} must keep the base model's noise schedule {self.objective.noise}, "
+                    f"got {arm.objective.noise}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> Self:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
+        samplers = self.evaluation.samplers
+        repeated = [sampler for place, sampler in enumerate(samplers) if sampler in samplers[:place]]
+        if repeated:
+            raise ValueError(f"evaluation.samplers must differ, got {repeated[0]} twice")
+        with _told_of("base model"):
+            base = self.base_config(dataset="")
+            base.train.budget_check()
+        same: dict[str, str] = {}
+        for arm in self.arms:
+            with _told_of(f"arm {arm.name!r}"):
+                trial = self.trial_config(base, arm, seed=BASE_SEED)
+                trial.train.budget_check()
+            if trial.key in same:
+                raise ValueError(f"arms {same[trial.key]!r} and {arm.name!r} are the same training; drop one")
+            same[trial.key] = arm.name
+        return self
+
+    @property
+    def resolution(self) -> int:
+        return self.network.resolution
+
+    @property
+    def seed_numbers(self) -> range:
+        """Seeds of the fine-tuning; none is the base model's, whose minibatches would come again."""
+        return range(BASE_SEED + 1, BASE_SEED + 1 + self.seeds)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base model is a trial of the comparison's own."""
+        return isinstance(self.pretraining, Phase)
+
+    def base_config(self, dataset: str, start_from: str = SCRATCH) -> TrialConfig:
+        """The base model, trained once and fine-tuned by every trial.
+
+        Args:
+            start_from: Key of the base model where it exists already; this is then only the
+                pattern that the trials are made after.
+        """
+        phase = self.pretraining if isinstance(self.pretraining, Phase) else self.finetuning
+        train = TrainConfig(
+            network=self.network,
+            objective=self.objective,
+            perturbation=Unperturbed(),
+            optimization=phase.optimization,
+            precision=self.precision,
+            dataset=dataset,
+            flip=self.flip,
+            start_from=start_from,
+            batch_size=self.batch_size,
+            budget_kpass=phase.budget_kpass,
+            seed=BASE_SEED,
+        )
+        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+
+    def trial_config(self, base: TrialConfig, arm: Arm, seed: int) -> TrialConfig:
+        """Fine-tuning of the base model by one arm."""
+        train = base.train.but(
+            objective=arm.objective,
+            perturbation=arm.perturbation,
+            strength=arm.strength,
+            optimization=self.finetuning.optimization,
+            start_from=base.train.key if self.trains_base else base.train.start_from,
+            budget_kpass=self.finetuning.budget_kpass,
+            seed=seed,
+        )
+        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+
+
+@contextmanager
+def _told_of(what: str) -> Iterator[None]:
+    """Says in one line what cannot be trained, and why."""
+    try:
+        yield
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{what}: {said}") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def load_comparison(path: Path) -> Comparison:
+    """The ``comparison`` of a Python file; raises ``ValueError`` where there is none."""
+    return load_declared(path, "comparison", Comparison)
