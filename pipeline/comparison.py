@@ -27,7 +27,7 @@ def run_comparison(
         Interrupted: Ctrl-C.
     """
     workspace = Workspace(root, comparison.name)
-    rung = _rung(comparison)
+    rung = rung_of(comparison)
     with driving(comparison, [rung], workspace, cpus=cpus, console=console or Console()) as driver:
         if comparison.trains_base:
             driver.run_bases()
@@ -36,7 +36,7 @@ def run_comparison(
     return load_comparison_result(workspace)
 
 
-def _rung(comparison: Comparison) -> Rung:
+def rung_of(comparison: Comparison) -> Rung:
     """Data and base model; a base model that exists already is opened and checked."""
     if not isinstance(comparison.pretraining, Pretrained):
         return open_rung(comparison.shards, comparison.network, comparison.base_config)

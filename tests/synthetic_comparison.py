@@ -52,4 +52,5 @@ def _write(workspace: Workspace, assignment: Assignment, log_factor: np.ndarray 
     factors = np.broadcast_to(log_factor, len(samplers))
     metrics = [500 / sampler.nfe * math.exp(factor) for sampler, factor in zip(samplers, factors, strict=True)]
     named = {f"{config.evaluation.metric_name}/{s.name}": value for s, value in zip(samplers, metrics, strict=True)}
+    named |= {attack.name: gain * (1 + attack.ball.radius) for attack in config.evaluation.attacks}
     write_json(folder / RESULT, {"kpass": budget, "values": {"metric": metrics[0], **named}, "sec": 1.0})

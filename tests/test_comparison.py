@@ -13,14 +13,19 @@ from rich.console import Console
 from sweep_helpers import tiny_space, write_digits
 from synthetic_comparison import write_comparison_folders
 
-from atdiff_core.balls import LInfBall
+from atdiff_core.balls import L2Ball, LInfBall
+from atdiff_core.data.stream import ShardSet
+from atdiff_core.metrics.robustness import Attack
 from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation, Unperturbed
+from atdiff_core.snapshots import save_snapshot
+from atdiff_core.train_config import SCRATCH, StrengthWarmup, TrainConfig
+from atdiff_core.train_state import TrainState
 from pipeline.cluster import ray_session
-from pipeline.comparison import run_comparison
+from pipeline.comparison import assignments, run_comparison, rung_of
 from pipeline.comparison_results import ComparisonResult, by_series, load_comparison_result
 from pipeline.finish import finish_comparison
 from pipeline.records import CURVES, RESULT
@@ -28,7 +33,7 @@ from pipeline.report.comparison_figures import arm_styles, comparison_figures
 from pipeline.report.comparison_page import print_comparison, write_comparison
 from pipeline.report.comparison_tables import as_csv
 from pipeline.workspace import Workspace
-from search_spaces.comparison import Arm, Comparison, load_comparison
+from search_spaces.comparison import Arm, Comparison, Pretrained, Scratch, load_comparison
 from search_spaces.fashion_arms import comparison as fashion_arms
 from search_spaces.norms import comparison as norms
 from search_spaces.space import Phase
@@ -210,7 +215,7 @@ def test_a_distance_below_zero_has_no_ratio_and_takes_its_sampler_out_of_the_ave
 
 def test_samplers_are_grouped_by_all_but_their_nfe() -> None:
     grouped = by_series(fashion_arms.evaluation.samplers)
-    assert list(grouped) == ["ancestral", "ddim", "dpmpp_2m"]
+    assert set(grouped) == {"ancestral", "ddim", "dpmpp_2m_logsnr"}
     assert [sampler.nfe for sampler in grouped["ddim"]] == [5, 8, 10, 20, 50]
 
 
@@ -260,6 +265,45 @@ def test_more_arms_than_colours_are_still_told_apart(tmp_path: Path) -> None:
     result = planted(tmp_path, {}, arms=(*ARMS, *extra, random), seeds=1)
     styles = arm_styles(result)
     assert len(set(styles.values())) == len(styles) == 9
+
+
+def test_attacked_arms_are_drawn_by_quality_and_robustness(tmp_path: Path) -> None:
+    attacks = (Attack(ball=BALL), Attack(ball=L2Ball(radius=0.5)))
+    evaluation = tiny_comparison().evaluation.but(attacks=attacks)
+    result = planted(tmp_path, {"free-at": -0.5}, evaluation=evaluation)
+    figure = dict(comparison_figures(result))["robustness_quality"]
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == {"plain", "replay", "free-at"}
+    assert "robustness_quality" not in dict(comparison_figures(planted(tmp_path / "without", {})))
+
+
+# Where arms start
+
+
+def test_arms_can_start_from_a_base_that_exists(tiny_config: TrainConfig, digits_8px: ShardSet, tmp_path: Path) -> None:
+    save_snapshot(TrainState.fresh(tiny_config), tiny_config, tmp_path / "base")
+    comparison = tiny_comparison(
+        digits_8px.path.parent, network=tiny_config.network, pretraining=Pretrained(snapshot=str(tmp_path / "base"))
+    )
+    rung = rung_of(comparison)
+    assert not comparison.trains_base
+    assert rung.start == tmp_path / "base"
+    assert {each.config.train.start_from for each in assignments(comparison, rung.base)} == {tiny_config.key}
+    other = comparison.but(network=tiny_config.network.but(channels=(16, 16)))
+    with pytest.raises(ValueError, match="holds another network than the run: its block_out_channels"):
+        rung_of(other)
+    with pytest.raises(ValueError, match="there is no diffusers snapshot"):
+        rung_of(comparison.but(pretraining=Pretrained(snapshot=str(tmp_path / "nowhere"))))
+
+
+def test_arms_can_start_from_random_weights(digits_8px: ShardSet) -> None:
+    warming = ARMS[2].but(name="warming", strength=StrengthWarmup(kind="linear", kpass=0.05))
+    comparison = tiny_comparison(digits_8px.path.parent, pretraining=Scratch(), arms=(*ARMS, warming))
+    trains = [each.config.train for each in assignments(comparison, rung_of(comparison).base)]
+    assert not comparison.trains_base
+    assert {train.start_from for train in trains} == {SCRATCH}
+    assert [train.strength.kpass for train in trains if train.seed == 1] == [0, 0, 0, 0.05]
 
 
 # A real run

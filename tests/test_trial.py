@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from sweep_helpers import tiny_space, write_digits
 
+from atdiff_core.balls import L2Ball
 from atdiff_core.data.stream import open_shards
+from atdiff_core.metrics.robustness import Attack
 from atdiff_core.perturbations import Unperturbed
 from atdiff_core.snapshots import load_snapshot
 from pipeline.records import CHECKPOINT, RESULT, SNAPSHOT, Assignment, declare, load_record
@@ -47,6 +49,17 @@ def test_a_trial_is_judged_at_its_rung_and_at_its_end(based: tuple[Space, Assign
     record = load_record(tmp_path)
     assert record.status == "complete"
     assert record.metric_at() == {each.kpass: each.metric for each in judged}
+
+
+def test_a_trial_tells_its_loss_under_the_attacks_of_its_evaluation(
+    based: tuple[Space, Assignment, Places], tmp_path: Path
+) -> None:
+    assignment, places = trial_of(based, tmp_path)
+    weak, strong = Attack(ball=L2Ball(radius=0.001)), Attack(ball=L2Ball(radius=0.1))
+    evaluation = assignment.config.evaluation.but(attacks=(weak, strong), attacked_images=32)
+    list(run_trial(Assignment(assignment.config.but(evaluation=evaluation), "search"), places))
+    result = load_record(tmp_path).result
+    assert 1 < result["attack_gain/l2_0.001"] < result["attack_gain/l2_0.1"]
 
 
 def test_a_trial_stopped_at_its_rung_ends_as_if_it_had_not_stopped(
