@@ -1,6 +1,6 @@
 """The U-Net of ADM and improved DDPM in plain torch, with the parameter names of the public files.
 
-An oracle for ``atdiff_core.adm``: it shares no code with diffusers or with the mapping.
+An oracle for ``atdiff_core.adm``: its networks share no code with diffusers or with the mapping.
 """
 
 import math
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, silu
+
+from atdiff_core.adm import AttentionOrder
+from atdiff_core.networks import UNet
 
 
 @dataclass(frozen=True)
@@ -161,3 +164,39 @@ class ReferenceADM(nn.Module):
             for layer in block:
                 image = layer(image, time)
         return self.out(image)
+
+
+def shape_of(unet: UNet, order: AttentionOrder) -> Shape:
+    """A config in the words of the public code."""
+    return Shape(
+        width=unet.channels[0],
+        factors=tuple(width // unet.channels[0] for width in unet.channels),
+        blocks=unet.layers_per_block,
+        attention_factors=tuple(unet.resolution // at for at in unet.attention_at),
+        head_width=unet.head_width,
+        groups=unet.norm_groups,
+        image_channels=unet.image_channels,
+        learned_variance=unet.learned_variance,
+        num_classes=unet.num_classes,
+        scale_shift=unet.scale_shift_norm,
+        residual_resampling=unet.residual_resampling,
+        legacy_order=order == "legacy",
+    )
+
+
+def reference(unet: UNet, order: AttentionOrder = "new") -> ReferenceADM:
+    """The plain-torch network of a config, every weight random: none is zero or one."""
+    network = ReferenceADM(shape_of(unet, order)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            spread = 0.5 if parameter.dim() == 1 else parameter[0].numel() ** -0.5
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def inputs(unet: UNet) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(4, unet.image_channels, unet.resolution, unet.resolution, generator=generator)
+    given = [noisy, torch.tensor([0, 1, 357, 999])]
+    return [*given, torch.tensor([0, 4, 2, 4])] if unet.num_classes else given

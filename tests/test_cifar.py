@@ -1,15 +1,11 @@
 """CIFAR-10's binary version: small files of that format, read back."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atdiff_core.data.cifar import cifar10
-from atdiff_core.data.decoding import decoded_shard
-from atdiff_core.data.index import load_index
-from pipeline import cli
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RED, GREEN, BLUE = ([int(channel == each) * 255 for channel in range(3)] for each in range(3))
@@ -77,19 +73,3 @@ def test_a_list_of_names_that_is_not_ten_is_refused(folder: Path) -> None:
     (folder / "batches.meta.txt").write_text("cat\ndog\n")
     with pytest.raises(ValueError, match=r"batches\.meta\.txt: must name 10 classes, one a line, got 2"):
         cifar10(folder)
-
-
-def test_the_command_writes_colour_shards_that_hold_the_same_pixels(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "shards"
-    monkeypatch.setattr(sys, "argv", ["atdiff", "shards", "cifar10", str(folder), "--out", str(out)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    index = load_index(out / "32px")
-    assert (index.image_channels, index.num_samples, list(index.classes)) == (3, 10, NAMES)
-    written = [image for shard in index.shards for image in decoded_shard(out / "32px", shard, index).images]
-    wanted = [np.asarray(image) for image, _, _ in cifar10(folder)]
-    read_back = sorted(image.permute(1, 2, 0).numpy().tobytes() for image in written)
-    assert read_back == sorted(image.tobytes() for image in wanted)

@@ -1,24 +1,15 @@
 """The mismatch where it is known: Gaussian data, an optimal network, and networks wrong by a known scale."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
-from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner
 
-from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.mismatch import BLOCKS, MismatchAt, compared, data_basis, mismatch
-from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.randomness import Randomness
 from atdiff_core.samplers import FINISHED, Sampler, SamplerKind
-from pipeline.cli import app
-from pipeline.report.mismatch_figure import mismatch_figure
 
 SPREAD = 0.15  # Six standard deviations stay inside [-1, 1], so that clipping changes nothing.
 SHAPE = (1, 6, 6)
@@ -219,48 +210,3 @@ def test_images_that_are_all_the_same_are_refused() -> None:
     found = mismatch(Gaussian(), NOISE, Sampler(nfe=2), torch.zeros(60, *SHAPE), samples=40, principal=4, random=4)
     with pytest.raises(ValueError, match="do not differ from one another"):
         list(found)
-
-
-def snapshot(folder: Path, seed: int) -> Path:
-    """An untrained network as a folder of diffusers."""
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    DDPMPipeline(UNet(resolution=8, channels=(8, 16)).build(seed).unet, scheduler).save_pretrained(folder)
-    return folder
-
-
-class TestCommand:
-    def test_it_compares_models_level_by_level(self, digits_8px: ShardSet, tmp_path: Path) -> None:
-        one, other = snapshot(tmp_path / "one", 0), snapshot(tmp_path / "other", 1)
-        figures, figure = tmp_path / "figures.json", tmp_path / "figure.png"
-        done = CliRunner().invoke(
-            app,
-            ["mismatch", f"plain={one}", str(other), "--shards", str(digits_8px.path), "--nfe", "2", "--samples", "100",
-             "--figure", str(figure), "--json", str(figures), "--device", "cpu"],
-        )  # fmt: skip
-        assert done.exit_code == 0, done.output
-        assert all(word in done.stdout for word in ("plain", "floor", "image"))
-        models = json.loads(figures.read_text())["models"]
-        assert [model["name"] for model in models] == ["plain", str(other)]
-        assert [level["timestep"] for level in models[0]["levels"]] == [500, 0, FINISHED]
-        assert models[0]["levels"][0] == models[1]["levels"][0] != models[1]["levels"][1]
-        assert Image.open(figure).size[0] > 1000
-
-    def test_names_must_differ_and_images_must_fit(self, digits_8px: ShardSet, tmp_path: Path) -> None:
-        one = snapshot(tmp_path / "one", 0)
-        command = ["mismatch", f"a={one}", f"a={one}", "--shards", str(digits_8px.path)]
-        assert "got 'a' twice" in str(CliRunner().invoke(app, command).exception)
-        command = ["mismatch", str(one), "--shards", str(digits_8px.path), "--samples", "300"]
-        assert "more than 32 images besides the 300 compared, got 0" in str(CliRunner().invoke(app, command).exception)
-
-
-@pytest.mark.parametrize("nfe", [1, 4, 50])
-def test_the_figure_has_a_curve_a_model_from_latents_to_images(nfe: int) -> None:
-    timesteps = [*Sampler(kind="ancestral", nfe=nfe).scheduler(NOISE).timesteps.tolist(), FINISHED]
-    curve = [MismatchAt(timestep, 0.5, 0.1 * place, 0.01, 0.02) for place, timestep in enumerate(timesteps)]
-    axes = mismatch_figure({"plain": curve, "AT": curve}, Sampler(kind="ancestral", nfe=nfe)).axes[0]
-    assert [line.get_label() for line in axes.lines] == ["plain", "AT"]
-    assert axes.lines[0].get_ydata().tolist() == pytest.approx([level.distance for level in curve])
-    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
-    assert ticks[0] == "0\nt=999"
-    assert ticks[-1] == f"{nfe}\nimage"
-    assert len(ticks) <= 11

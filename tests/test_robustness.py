@@ -1,23 +1,17 @@
 """Robustness where the worst case is known: a linear denoiser, and no room at all."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
-from typer.testing import CliRunner
 
 from atdiff_core.balls import BALLS, L2Ball, LInfBall, ball_of
-from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.robustness import Attack, RobustnessAt, robustness
 from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.randomness import Randomness
-from pipeline.cli import app
 
 SLOPE, RADIUS, COUNT = 0.4, 0.05, 40
 OBJECTIVE = Denoising(noise=NoiseSchedule())
@@ -122,30 +116,3 @@ class TestBins:
 def test_the_steps_reach_across_the_ball() -> None:
     attack = Attack(ball=L2Ball(radius=0.1), num_steps=5)
     assert math.isclose(attack.step_size * attack.num_steps, 0.25)
-
-
-def test_the_command_gives_a_gain_for_every_model_radius_and_range(digits_8px: ShardSet, tmp_path: Path) -> None:
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    DDPMPipeline(UNet(resolution=8, channels=(8, 16)).build().unet, scheduler).save_pretrained(tmp_path / "model")
-    command = ["robustness", f"plain={tmp_path / 'model'}", "--shards", str(digits_8px.path), "--radius", "0,0.1"]
-    command += ["--images", "32", "--bins", "2", "--steps", "1", "--device", "cpu", "--json", str(tmp_path / "r.json")]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    assert "0 to 499" in done.stdout
-    none, some = json.loads((tmp_path / "r.json").read_text())["figures"]
-    assert (none["radius"], some["radius"]) == (0, 0.1)
-    assert [level["gain"] for level in none["levels"]] == [1, 1, 1]
-    assert min(level["gain"] for level in some["levels"]) > 1
-    assert some["levels"][2]["timesteps"] == [500, 999]
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--radius", "0.1,x"], "radius must be numbers separated by commas, got '0.1,x'"),
-        (["--images", "9999"], "images must be at most 256"),
-    ],
-)
-def test_wrong_options_are_named(digits_8px: ShardSet, options: list[str], line: str) -> None:
-    done = CliRunner().invoke(app, ["robustness", "model", "--shards", str(digits_8px.path), *options])
-    assert line in str(done.exception)
