@@ -10,6 +10,7 @@ from rich.console import Console
 
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.networks import UNet
+from atdiff_core.train_state import Execution
 from pipeline.cluster import ray_session
 from pipeline.programme import FixedProgramme, Programme
 from pipeline.records import SNAPSHOT, Assignment, Role, load_records
@@ -127,4 +128,5 @@ class Driver:
             folder=self.workspace.trial(assignment.key).resolve(),
             start=(rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve(),
             cache=self.workspace.cache.resolve(),
+            execution=Execution(channels_last=True),  # A sixth faster on CPUs too.
         )

@@ -38,10 +38,11 @@ def exponent_of(law: PowerLaw) -> str:
 
 
 def percent(effect: float, digits: int = 1) -> str:
-    """A log ratio as a change in per cent."""
+    """A log ratio as a change in per cent, or as a factor where that is ten and more."""
     change = 100 * math.expm1(effect)
-    size = f"{change:+.{digits}f}" if abs(change) < 1000 else f"{change:+.2g}"
-    return f"{size.replace('-', '−')}\N{NO-BREAK SPACE}%"
+    if change >= 1000:
+        return f"×{number(math.exp(effect))}"
+    return f"{change:+.{digits}f}".replace("-", "−") + "\N{NO-BREAK SPACE}%"
 
 
 def percent_interval(effect: float, low: float, high: float) -> str:
