@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 
 from pipeline.effects import Effect, holm
 
-LOG_RATIOS = st.lists(st.floats(-3, 3), min_size=2, max_size=8)
+LOG_RATIOS = st.lists(st.integers(-3000, 3000).map(lambda thousandths: thousandths / 1000), min_size=2, max_size=8)
 
 
 def test_the_interval_is_the_mean_plus_and_minus_t_standard_errors() -> None:
