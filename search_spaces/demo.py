@@ -2,7 +2,7 @@
 
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
 strong (eta) and with which reach. Ten trials a resolution carry no more: K and the norm are
-fixed, `demo_norms.py` searches them too. Costs 192 kpass of
+fixed, `demo_norms.py` searches them too. Costs 288 kpass of
 pretraining and, with its controls, some 0.4 M passes of fine-tuning.
 """
 
@@ -23,8 +23,8 @@ space = Space(
     network=preset("digits", resolution=8, image_channels=1),
     objective=Denoising(noise=NoiseSchedule(kind="cosine"), attack_sees_target=True),
     pretraining=Phase(
-        budget_kpass=64,
-        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=20),
+        budget_kpass=96,
+        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=10),
     ),
     finetuning=Phase(
         budget_kpass=6.4,
