@@ -69,8 +69,7 @@ class Minibatch:
         on), and to that of ``delta`` (never scaled) if it requires one.
         """
         losses = []
-        rows = delta.split([len(part.weights) for part in self.slices])
-        for number, (part, here) in enumerate(zip(self.slices, rows, strict=True), start=1):
+        for number, (part, here) in enumerate(self._with_rows(delta), start=1):
             with nullcontext() if number == len(self.slices) else self.postponed():
                 values = part.loss(here)
                 self.scaler.scale((values * part.weights.to(values)).sum() / len(delta)).backward()
@@ -82,7 +81,7 @@ class Minibatch:
     def climb(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Attack of each sample, ``[batch]``, and its gradient in ``delta``; parameters get none."""
         values, gradients = [], []
-        for part, here in zip(self.slices, delta.detach().split([len(s.weights) for s in self.slices]), strict=True):
+        for part, here in self._with_rows(delta.detach()):
             moving = here.clone().requires_grad_()
             attacked = part.attack(moving)
             gradients.append(torch.autograd.grad(self.scaler.scale(attacked.sum()), moving)[0])
@@ -92,8 +91,12 @@ class Minibatch:
     @torch.no_grad()
     def measure(self, delta: Tensor) -> Tensor:
         """Loss of each sample, ``[batch]``, and nothing else."""
+        return torch.cat([part.loss(here) for part, here in self._with_rows(delta)])
+
+    def _with_rows(self, delta: Tensor) -> list[tuple[Slice, Tensor]]:
+        """Every slice with its part of the perturbation."""
         rows = delta.split([len(part.weights) for part in self.slices])
-        return torch.cat([part.loss(here) for part, here in zip(self.slices, rows, strict=True)])
+        return list(zip(self.slices, rows, strict=True))
 
     def _scale(self, like: Tensor) -> Tensor:
         return self.scaler.scale(torch.ones((), device=like.device))

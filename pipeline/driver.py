@@ -128,5 +128,5 @@ class Driver:
             folder=self.workspace.trial(assignment.key).resolve(),
             start=(rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve(),
             cache=self.workspace.cache.resolve(),
-            execution=Execution(channels_last=True),  # A sixth faster on CPUs too.
+            execution=Execution(channels_last=True),  # Seen faster on CPUs too, at 16 px.
         )

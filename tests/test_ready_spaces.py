@@ -4,7 +4,6 @@ import runpy
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from atdiff_core.train_config import TrainConfig
 from search_spaces.comparison import Comparison, load_comparison
@@ -36,7 +35,6 @@ def test_a_declaration_loads_and_survives_json(name: str) -> None:
 def test_a_run_is_complete_but_for_its_data(name: str) -> None:
     written = DECLARED[name]["config"]
     trial = TrialConfig.model_validate({**written, "train": {**written["train"], "dataset": "0" * 64}})
-    assert isinstance(trial, BaseModel)
     trial.train.budget_check()
 
 

@@ -55,14 +55,14 @@ def drawn(
     """Timesteps, noise and noised input for images ``[batch, channels, height, width]``."""
     levels, weights = timesteps.draw(randomness.for_("timestep"), noise.num_timesteps, history)
     gaussian = randomness.for_("noise").normal(images.shape[1:]).to(images)
-    sigma = noise.sigma(levels).to(images)
+    timesteps_here = levels.to(images.device)
     return Draw(
         clean=images,
         noise=gaussian,
-        timesteps=levels.to(images.device),
+        timesteps=timesteps_here,
         weights=weights.to(images.device),
-        noisy=noise.signal(levels).to(images) * images + sigma * gaussian,
-        sigma=sigma,
+        noisy=noise.noised(images, gaussian, timesteps_here),
+        sigma=noise.sigma(timesteps_here).to(images),
         dropout_seed=randomness.shared_seed,
         labels=labels,
     )
