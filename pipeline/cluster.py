@@ -36,7 +36,9 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     local: dict[str, Any] = (
-        {} if joined else {"num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+        {}
+        if joined  # "local": another Ray that happens to run on this machine is none of ours.
+        else {"address": "local", "num_cpus": cpus or os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
     )
     try:
         ray.init(
