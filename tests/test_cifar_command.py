@@ -26,6 +26,6 @@ def test_it_writes_colour_shards_that_hold_the_same_pixels(
     index = load_index(out / "32px")
     assert (index.image_channels, index.num_samples, list(index.classes)) == (3, 10, NAMES)
     written = [image for shard in index.shards for image in decoded_shard(out / "32px", shard, index).images]
-    wanted = [np.asarray(image) for image, _, _ in cifar10(folder)]
+    wanted = [np.asarray(sample.image) for sample in cifar10(folder)]
     read_back = sorted(image.permute(1, 2, 0).numpy().tobytes() for image in written)
     assert read_back == sorted(image.tobytes() for image in wanted)

