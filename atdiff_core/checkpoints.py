@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atdiff_core.files import read_json, sha256_of, write_json
+from atdiff_core.objectives.objective import Teacher
 from atdiff_core.timesteps import LossHistory
 from atdiff_core.train_config import SCRATCH, TrainConfig
 from atdiff_core.train_state import Execution, TrainState
 
-FORMAT = 2
+FORMAT = 3
 SCALER = ("scale", "_growth_tracker")
 """What a gradient scaler learns as it goes; the rest of its state is settings."""
 INDEX = "checkpoint.json"
@@ -41,8 +42,13 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def load_checkpoint(config: TrainConfig, folder: Path, execution: Execution | None = None) -> TrainState:
+def load_checkpoint(
+    config: TrainConfig, folder: Path, execution: Execution | None = None, teacher: Teacher | None = None
+) -> TrainState:
     """The state from which training goes on exactly as if it had not stopped.
+
+    Args:
+        teacher: The one that training began with; a checkpoint does not hold it.
 
     Raises:
         ValueError: The checkpoint is missing, damaged, or of another config.
@@ -59,7 +65,7 @@ def load_checkpoint(config: TrainConfig, folder: Path, execution: Execution | No
     if not file.is_file() or sha256_of(file) != index["sha256"]:
         raise ValueError(f"{file} is missing or damaged (its sha256 differs); delete {folder} to start this run again")
     execution = execution or Execution()
-    state = TrainState.fresh(config.but(start_from=SCRATCH), execution=execution)
+    state = TrainState.fresh(config.but(start_from=SCRATCH), execution=execution, teacher=teacher)
     _restore(state, load_file(file, device=execution.device))
     state.minibatches = index["minibatches"]
     return state
@@ -70,6 +76,8 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    if state.target is not None:
+        tensors |= {f"target.{name}": value for name, value in state.target.state_dict().items()}
     if state.history is not None:
         tensors |= {"history.losses": state.history.losses, "history.counts": state.history.counts}
     if state.scaler.is_enabled():
@@ -84,6 +92,8 @@ def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
 
     state.network.load_state_dict(part("network."))
     state.average.load_state_dict(part("average."))
+    if state.target is not None:
+        state.target.load_state_dict(part("target."))
     slots: dict[int, dict[str, Any]] = {}
     for name, value in part("optimizer.").items():
         index, slot = name.split(".", 1)

@@ -1,6 +1,6 @@
 """U-Nets of diffusers, described by a config and called as ``network(noisy, timesteps, labels)``."""
 
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from atdiff_core.config import Config
+
+if TYPE_CHECKING:
+    from atdiff_core.data.stream import Batch
 
 
 class UNet(Config):
@@ -89,6 +92,10 @@ class UNet(Config):
     def dimension(self) -> int:
         """Elements of one image, D."""
         return self.image_channels * self.resolution**2
+
+    def condition_of(self, batch: "Batch") -> dict[str, Tensor]:
+        """What of a minibatch the network is told beside the images, by the name of its argument."""
+        return {"labels": batch.labels} if self.num_classes else {}
 
     def at(self, resolution: int) -> Self:
         """The same network for another image size: attention keeps its pixel sizes, where a level has them."""

@@ -58,6 +58,11 @@ class _Scheme(Config):
         return 0
 
     @property
+    def shared_climbs_per_step(self) -> float:
+        """Ascent steps whose gradient comes with the descent's, per optimizer step."""
+        return 0.0
+
+    @property
     def climbs_what_it_descends(self) -> bool:
         """Whether one backward must serve parameters and perturbation alike."""
         return False
@@ -177,6 +182,10 @@ class FreeAT(_Climbing, _Replayed):
     """
 
     kind: Literal["free_at"] = "free_at"
+
+    @property
+    def shared_climbs_per_step(self) -> float:
+        return (self.num_replays - 1) / self.num_replays
 
     @property
     def climbs_what_it_descends(self) -> bool:

@@ -2,33 +2,23 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Self
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
-from atdiff_core.levels import (
-    MIN_HALF_LOG_SNR,
-    accepted_levels,
-    chain_levels,
-    log_snr_levels,
-    log_snr_start,
-    strided_levels,
-)
+from atdiff_core.karras import PREDICTS, KarrasNoise
 from atdiff_core.networks import predicted_noise
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser
 from atdiff_core.randomness import Randomness
+from atdiff_core.schedulers import STEPS, SamplerKind, Scheduler, Spacing, karras_scheduler, vp_scheduler
 
 FINISHED = -1
 """In place of a timestep: after the last step, where the sampler's state is an image."""
-SamplerKind = Literal["ddim", "ancestral", "iddpm", "dpmpp_2m"]
-Spacing = Literal["uniform", "log_snr"]
-Scheduler: TypeAlias = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler
-_LABEL = re.compile(r"(ddim|ancestral|iddpm|dpmpp_2m)(_logsnr)?(?:_es([\d.e-]+)(?:_([\d.e-]+))?)?")
+_LABEL = re.compile(rf"({'|'.join(STEPS)})(_logsnr)?(?:_es([\d.e-]+)(?:_([\d.e-]+))?)?")
 
 
 class EpsilonScaling(Config):
@@ -71,6 +61,10 @@ class Sampler(Config):
             arXiv:2006.11239). ``iddpm``: the same chain with the variance that the network has
             learned (Nichol & Dhariwal, arXiv:2102.09672). ``dpmpp_2m``: DPM-Solver++, multistep,
             order 2 (Lu et al., arXiv:2211.01095). All but the last clip x_0 to [-1, 1].
+            Those were for networks that predict noise. For EDM denoisers: ``edm_euler``,
+            deterministic on Karras levels, and ``edm_dpmpp_2m``, of order 2. For consistency
+            models: ``cm``, in one step or several, with fresh noise between them (Song et al.,
+            arXiv:2303.01469, Algorithm 1) on evenly spaced levels of the noise.
         nfe: Network evaluations per image, all of the same cost. A single one is made at T - 1,
             except by ``dpmpp_2m``, which starts where it always does.
         spacing: Levels of ``dpmpp_2m``. ``uniform``: evenly in t, the last step going to x_0.
@@ -92,6 +86,8 @@ class Sampler(Config):
     def _fits(self) -> Self:
         if self.spacing != "uniform" and self.kind != "dpmpp_2m":
             raise ValueError(f"spacing {self.spacing} is one of dpmpp_2m, got it for {self.kind}")
+        if self.epsilon_scaling != EpsilonScaling() and "linear" not in STEPS[self.kind]:
+            raise ValueError(f"epsilon_scaling divides a predicted noise, {self.kind} steps other networks")
         smallest = min(self.epsilon_scaling.at(0), self.epsilon_scaling.at(self.nfe - 1))
         if smallest <= 0:
             raise ValueError(f"epsilon_scaling must stay positive at all {self.nfe} levels, got {smallest:.4g}")
@@ -104,7 +100,8 @@ class Sampler(Config):
         if parts is None:
             raise ValueError(
                 "a sampler must be ddim, ancestral, iddpm, dpmpp_2m or dpmpp_2m_logsnr, each with _es1.017 or "
-                f"_es1.0_0.0025 (constant, slope) behind it for epsilon scaling, got {label!r}"
+                "_es1.0_0.0025 (constant, slope) behind it for epsilon scaling, edm_euler or edm_dpmpp_2m for EDM "
+                f"denoisers, or cm for consistency models, got {label!r}"
             )
         kind, log_snr, constant, slope = parts.groups()
         scaling = {"constant": constant or 1.0, "slope": slope or 0.0}
@@ -121,54 +118,29 @@ class Sampler(Config):
         """The label with the NFE, say ``ddim_10``."""
         return f"{self.label}_{self.nfe}"
 
-    def scheduler(self, noise: NoiseSchedule) -> Scheduler:
-        """The diffusers scheduler, with the noise levels that the network is asked about as its timesteps."""
-        levels = self._levels(noise)
-        if self.nfe > levels:
-            raise ValueError(f"nfe of {self.kind} must be at most {levels} for this noise schedule, got {self.nfe}")
-        common: dict[str, Any] = {"num_train_timesteps": noise.num_timesteps, "trained_betas": noise.betas.numpy()}
-        made: Scheduler
-        match self.kind:
-            case "ddim":
-                made = DDIMScheduler(**common, clip_sample=True)
-                made.set_timesteps(noise.num_timesteps)
-                made.timesteps = torch.tensor(strided_levels(noise.num_timesteps, self.nfe))
-                made.alphas_cumprod = _abar_one_below(made.timesteps.tolist(), noise)
-            case "ancestral" | "iddpm":
-                variance = "learned_range" if self.kind == "iddpm" else "fixed_small"
-                made = DDPMScheduler(**common, clip_sample=True, variance_type=variance)
-                made.set_timesteps(timesteps=chain_levels(noise.num_timesteps, self.nfe))
-                made.alphas_cumprod = noise.abar
-            case "dpmpp_2m":
-                made = self._solver(noise, common)
-        return made
+    def fits(self, noise: NoiseSchedule | KarrasNoise) -> bool:
+        """Whether it can step a network trained on this noise."""
+        return noise.kind in STEPS[self.kind]
 
-    def _solver(self, noise: NoiseSchedule, common: dict[str, Any]) -> DPMSolverMultistepScheduler:
-        even = self.spacing == "uniform"
-        made = DPMSolverMultistepScheduler(
-            **common,
-            algorithm_type="dpmsolver++",
-            solver_order=2,
-            timestep_spacing="linspace",
-            lower_order_final=even,
-            euler_at_final=self.nfe < 10,
-            final_sigmas_type="zero" if even else "sigma_min",
-            lambda_min_clipped=MIN_HALF_LOG_SNR,
-        )
-        made.alphas_cumprod = noise.abar
-        if even:
-            made.set_timesteps(self.nfe)
-        else:
-            made.set_timesteps(timesteps=log_snr_levels(noise, self.nfe))
-        return made
+    def scheduler(self, noise: NoiseSchedule | KarrasNoise) -> Scheduler:
+        """The diffusers scheduler; its timesteps, times ``time_scale``, are what the network is asked about.
 
-    def _levels(self, noise: NoiseSchedule) -> int:
-        """Distinct noise levels that the sampler can visit."""
-        if self.kind != "dpmpp_2m":
-            return noise.num_timesteps
-        if self.spacing == "log_snr":
-            return log_snr_start(noise)
-        return accepted_levels(noise) - 1  # It stops above t = 0, the others there.
+        Raises:
+            ValueError: It cannot step a network trained on this noise, or not in so many steps.
+        """
+        if not self.fits(noise):
+            able = ", ".join(kind for kind, noises in STEPS.items() if noise.kind in noises)
+            raise ValueError(
+                f"sampler {self.label} cannot step a network that {PREDICTS[noise.kind]}; choose one of {able}"
+            )
+        if isinstance(noise, KarrasNoise):
+            return karras_scheduler(self.kind, self.nfe, noise)
+        return vp_scheduler(self.kind, self.nfe, self.spacing, noise)
+
+    @property
+    def time_scale(self) -> int:
+        """EDM's schedulers say ln(sigma) / 4, our networks are told a thousand times that."""
+        return 1000 if "edm" in STEPS[self.kind] else 1
 
     def _scaled(self, output: Tensor, index: int, image_channels: int) -> Tensor:
         """The network's output as the scheduler wants it: the noise scaled, the variance kept or dropped."""
@@ -181,20 +153,6 @@ class Sampler(Config):
                 f"got {output.shape[1]}; train one or sample with ancestral"
             )
         return torch.cat([scaled, output[:, image_channels:]], dim=1)
-
-
-def _abar_one_below(levels: Sequence[int], noise: NoiseSchedule) -> Tensor:
-    """abar in a table where t - 1 holds the level visited after t.
-
-    diffusers' DDIM steps from t to t - T // steps, however the levels lie; made to believe in T
-    steps it looks one below.
-    """
-    table = noise.abar.clone()
-    reached = [*noise.abar[list(levels[1:])].tolist(), 1.0]
-    for level, abar in zip(levels, reached, strict=True):
-        if level > 0:
-            table[level - 1] = abar
-    return table
 
 
 def _short(number: float) -> str:
@@ -226,7 +184,7 @@ def _check_indices(indices: Sequence[int]) -> None:
 @torch.no_grad()
 def trajectory(
     network: Denoiser,
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | KarrasNoise,
     sampler: Sampler,
     *,
     shape: Sequence[int],
@@ -234,32 +192,40 @@ def trajectory(
     seed: int,
     num_classes: int = 0,
     device: torch.device | str = "cpu",
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[float, Tensor]]:
     """Yields (t, state) before each step of a sampler, then (``FINISHED``, the images).
 
-    A state before a step at t is what the network is shown at t, ``[len(indices), *shape]``.
+    A state before a step at t is what the network is shown at t, ``[len(indices), *shape]``; in EDM
+    coordinates, where t is 250 ln(sigma), it is shown the state scaled by c_in.
     """
     scheduler = sampler.scheduler(noise)
-    current = latents(shape, indices, seed=seed).to(device)
+    current = latents(shape, indices, seed=seed).to(device) * scheduler.init_noise_sigma
     labels = (class_labels(indices, num_classes, seed=seed).to(device),) if num_classes else ()
     options: dict[str, Any] = {}
     if sampler.kind == "ddim":
         options = {"use_clipped_model_output": True}
-    elif sampler.kind in ("ancestral", "iddpm"):
+    elif sampler.kind in ("ancestral", "iddpm", "cm"):
         options = {"generator": Randomness(seed, indices, "ancestral").generators()}
-    levels: list[int] = scheduler.timesteps.tolist()
+    levels: list[float] = scheduler.timesteps.tolist()
     for index, timestep in zip(reversed(range(sampler.nfe)), levels, strict=True):
-        yield timestep, current
-        timesteps = torch.full((len(indices),), timestep, device=device, dtype=torch.long)
-        output = sampler._scaled(network(current, timesteps, *labels).float(), index, shape[0])
+        asked = timestep * sampler.time_scale
+        yield asked, current
+        shown = scheduler.scale_model_input(current, timestep)
+        output = sampler._scaled(network(shown, _told(asked, current), *labels).float(), index, shape[0])
         stepped = scheduler.step(output, timestep, current, return_dict=False, **options)
         current = stepped[0] if index else stepped[-1]  # A chain ends in x_0, without noise.
     yield FINISHED, current.clamp(-1, 1)
 
 
+def _told(timestep: float, states: Tensor) -> Tensor:
+    """A whole level as an integer, as in training; a time in EDM coordinates as it is, ``[batch]``."""
+    dtype = torch.long if isinstance(timestep, int) else states.dtype
+    return torch.full((len(states),), timestep, device=states.device, dtype=dtype)
+
+
 def sample(
     network: Denoiser,
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | KarrasNoise,
     sampler: Sampler,
     *,
     shape: Sequence[int],
@@ -289,7 +255,7 @@ def sample(
 
 def sample_batches(
     network: Denoiser,
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | KarrasNoise,
     sampler: Sampler,
     *,
     shape: Sequence[int],

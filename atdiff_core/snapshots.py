@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DModel,
+)
+from pydantic import TypeAdapter
 
 from atdiff_core.files import read_json, sha256_of, write_json
+from atdiff_core.karras import KarrasNoise, Noise
 from atdiff_core.networks import NoisePredictor, UNet
 from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.objective import Teacher
 from atdiff_core.train_config import TrainConfig
 from atdiff_core.train_state import TrainState
 
@@ -24,14 +33,19 @@ class Snapshot:
     """A network ready to sample from.
 
     Attributes:
-        network: Predicts noise; in evaluation mode.
-        noise: The schedule it was trained with.
+        network: In evaluation mode.
+        noise: What it was trained on, and what its output means.
         key: The trial that made it, or the sha256 of its weights where no trial is known.
     """
 
     network: NoisePredictor
-    noise: NoiseSchedule
+    noise: NoiseSchedule | KarrasNoise
     key: str
+
+    @property
+    def teacher(self) -> Teacher:
+        """The network as one that is asked and never changed."""
+        return Teacher(self.network, self.noise)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,19 +82,24 @@ class Snapshot:
 
 
 def save_snapshot(state: TrainState, config: TrainConfig, folder: Path) -> None:
-    """Write the averaged weights; ``DDPMPipeline.from_pretrained(folder)`` samples from them."""
+    """Write the averaged weights as a pipeline of diffusers.
+
+    ``DDPMPipeline.from_pretrained(folder)`` samples from a network that predicts noise,
+    ``ConsistencyModelPipeline`` from a consistency model. diffusers has no pipeline for an EDM
+    denoiser: it is written as the latter, whose single step gives E[x_0 | noise], no sample.
+    """
     weights = _save(state.averaged, config.objective.noise, folder)
     write_json(folder / RECORD, {"key": config.key, "config": config.model_dump(mode="json"), "sha256": weights})
 
 
 def save_imported(
-    network: NoisePredictor, unet: UNet, noise: NoiseSchedule, folder: Path, *, origin: Mapping[str, str]
+    network: NoisePredictor, unet: UNet, noise: NoiseSchedule | KarrasNoise, folder: Path, *, origin: Mapping[str, str]
 ) -> None:
     """Write weights that no run of ours made, as a snapshot to sample from and to start runs from.
 
     Args:
         unet: What ``network`` was built from.
-        noise: The schedule it was trained with; no file of weights tells.
+        noise: What it was trained on; no file of weights tells.
         origin: Where the weights come from, for people.
     """
     weights = _save(network, noise, folder)
@@ -88,8 +107,15 @@ def save_imported(
     write_json(folder / RECORD, record | {"key": weights, "sha256": weights})
 
 
-def _save(network: NoisePredictor, noise: NoiseSchedule, folder: Path) -> str:
+def _save(network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, folder: Path) -> str:
     """The diffusers pipeline; the sha256 of its weights."""
+    if isinstance(noise, KarrasNoise):
+        names = ("sigma_min", "sigma_max", "sigma_data", "rho")
+        levels = CMStochasticIterativeScheduler(
+            num_train_timesteps=noise.num_levels, **{name: getattr(noise, name) for name in names}
+        )
+        ConsistencyModelPipeline(unet=network.unet, scheduler=levels).save_pretrained(folder)
+        return sha256_of(_weights(folder))
     scheduler = DDPMScheduler(
         num_train_timesteps=noise.num_timesteps,
         beta_schedule=_BETA_SCHEDULES[noise.kind],
@@ -103,12 +129,12 @@ def _save(network: NoisePredictor, noise: NoiseSchedule, folder: Path) -> str:
 
 
 def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
-    """Open a snapshot of ours, or any diffusers folder of a DDPM, with classes or without.
+    """Open a snapshot of ours, or any diffusers folder of a DDPM or consistency model.
 
     Raises:
-        ValueError: The folder is missing, is not a DDPM pipeline whose network predicts noise (and
-            at most the range of a learned variance), or has a noise schedule that is neither
-            linear nor cosine.
+        ValueError: The folder is missing, is no such pipeline whose network predicts noise (and
+            at most the range of a learned variance) or is a consistency model, lacks its
+            scheduler, or has a noise schedule that is neither linear nor cosine.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"there is no diffusers snapshot (model_index.json) in {folder}")
@@ -121,15 +147,35 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
         raise ValueError(f"{folder} is not a diffusers DDPM pipeline: its network is a {kind}, not a UNet2DModel")
     try:
         unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, low_cpu_mem_usage=False)
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        scheduler = _scheduler(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is not a diffusers DDPM pipeline: {error}") from None
     network = NoisePredictor(unet).to(device).eval()
     if record is not None:
         made_from = record["config"]["objective"] if "config" in record else record
-        return Snapshot(network, NoiseSchedule.model_validate(made_from["noise"]), record["key"])
+        noise: NoiseSchedule | KarrasNoise = TypeAdapter(Noise).validate_python(made_from["noise"])
+        return Snapshot(network, noise, record["key"])
+    if isinstance(scheduler, CMStochasticIterativeScheduler):
+        _check_classes(network, folder)
+        return Snapshot(network, _levels_of(scheduler), sha256_of(weights))
     _check_foreign(network, scheduler, folder)
     return Snapshot(network, _noise_of(scheduler, folder), sha256_of(weights))
+
+
+def _scheduler(folder: Path) -> DDPMScheduler | CMStochasticIterativeScheduler:
+    """The folder's own scheduler; the noise schedule of any DPM's is read as DDPM's."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise ValueError(f"it has no {file.relative_to(folder)}, so the noise it was trained on is unknown")
+    if read_json(file).get("_class_name") == CMStochasticIterativeScheduler.__name__:
+        return CMStochasticIterativeScheduler.from_pretrained(folder / "scheduler")
+    return DDPMScheduler.from_pretrained(folder / "scheduler")
+
+
+def _levels_of(scheduler: CMStochasticIterativeScheduler) -> KarrasNoise:
+    names = ("sigma_min", "sigma_max", "sigma_data", "rho")
+    scales = {name: scheduler.config[name] for name in names}
+    return KarrasNoise(kind="consistency", num_levels=scheduler.config.num_train_timesteps, **scales)
 
 
 def _check_foreign(network: NoisePredictor, scheduler: DDPMScheduler, folder: Path) -> None:
@@ -142,6 +188,11 @@ def _check_foreign(network: NoisePredictor, scheduler: DDPMScheduler, folder: Pa
             f"the network of {folder} must predict the noise (epsilon) in {config.in_channels} channels, or twice as "
             f"many with variance_type {_LEARNED}, got {predicts} in {channels} with {variance}"
         )
+    _check_classes(network, folder)
+
+
+def _check_classes(network: NoisePredictor, folder: Path) -> None:
+    config = network.unet.config
     if config.class_embed_type is not None:
         raise ValueError(
             f"the classes of {folder} must be an embedding, got class_embed_type {config.class_embed_type}"

@@ -14,6 +14,7 @@ from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation
 
 SCRATCH = "scratch"
+NO_TEACHER = "none"
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,6 +56,8 @@ class TrainConfig(Config):
         flip: Whether every other sample is mirrored, at random.
         start_from: ``scratch``, or the key of the snapshot whose weights are fine-tuned. As in
             AT_Diff the optimizer starts afresh; network and average both start at the snapshot.
+        teacher: ``none``, or the key of the snapshot that teaches; given exactly if the objective
+            needs a teacher.
         batch_size: Images a minibatch, over all ranks.
         budget_kpass: Passes to spend, in thousands: images through one forward-backward.
         seed: Seed of the initial weights, the order of the data and all noise.
@@ -69,6 +72,7 @@ class TrainConfig(Config):
     dataset: str
     flip: bool = False
     start_from: str = SCRATCH
+    teacher: str = NO_TEACHER
     batch_size: Annotated[int, Field(ge=1)] = 64
     budget_kpass: Annotated[float, Field(gt=0)]
     seed: int = 0
@@ -80,18 +84,26 @@ class TrainConfig(Config):
                 f"perturbation {self.perturbation.kind} climbs what it descends, but objective "
                 f"{self.objective.kind} attacks another function; choose PGD"
             )
-        if self.network.learned_variance != (self.objective.variance == "learned"):
+        if self.network.learned_variance != self.objective.learns_variance:
             raise ValueError(
-                f"network.learned_variance={self.network.learned_variance} does not fit "
-                f"objective.variance={self.objective.variance!r}; both or neither must learn it"
+                f"network.learned_variance={self.network.learned_variance} does not fit objective.variance="
+                f"{'learned' if self.objective.learns_variance else 'fixed'!r}; both or neither must learn it"
             )
+        if self.objective.needs_teacher == (self.teacher == NO_TEACHER):
+            needs = "a teacher" if self.objective.needs_teacher else "no teacher"
+            raise ValueError(f"objective {self.objective.kind} needs {needs}, got {self.teacher[:12]!r}")
         return self
 
     @property
     def passes_per_step(self) -> float:
-        """Forward-backwards per sample and optimizer step (forward 1/3, backward 2/3)."""
-        climbs = self.perturbation.climbs_per_step * self.objective.passes_per_climb
-        return self.objective.passes_per_descent + climbs
+        """Forward-backwards per sample and optimizer step (forward 1/3, backward 2/3).
+
+        What drawing a minibatch costs is shared by the steps that are made with it.
+        """
+        objective, scheme = self.objective, self.perturbation
+        climbs = scheme.climbs_per_step * objective.passes_per_climb
+        shared = scheme.shared_climbs_per_step * objective.passes_per_shared_climb
+        return objective.passes_per_draw / scheme.steps_per_minibatch + objective.passes_per_descent + climbs + shared
 
     @property
     def kpass_per_step(self) -> float:

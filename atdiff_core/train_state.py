@@ -6,9 +6,10 @@ from typing import cast
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atdiff_core.networks import NoisePredictor
+from atdiff_core.objectives.objective import Companions, Teacher
 from atdiff_core.timesteps import LossHistory
 from atdiff_core.train_config import SCRATCH, TrainConfig
 
@@ -50,6 +51,9 @@ class TrainState:
 
     Attributes:
         history: Losses by timestep, where the timestep sampler learns from them.
+        target: Average that the objective compares the network with, where it keeps one.
+        teacher: What the network is taught by, where the objective needs it; never changed, so
+            no part of a checkpoint.
         scaler: Scale of half-precision gradients; disabled otherwise.
     """
 
@@ -58,6 +62,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     history: LossHistory | None = None
+    target: AveragedModel | None = None
+    teacher: Teacher | None = None
     minibatches: int = 0
 
     @property
@@ -65,13 +71,32 @@ class TrainState:
         """The network with averaged weights, which is what is judged and kept."""
         return cast(NoisePredictor, self.average.module)
 
+    @property
+    def companions(self) -> Companions:
+        """The networks beside the trained one."""
+        return Companions(self.teacher, self.target)
+
+    def average_target(self, decay: float) -> None:
+        """Move the target towards the network, once an optimizer step."""
+        if self.target is not None:
+            self.target.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.target.update_parameters(self.network)
+
     @classmethod
     def fresh(
-        cls, config: TrainConfig, start: nn.Module | None = None, execution: Execution | None = None
+        cls,
+        config: TrainConfig,
+        start: nn.Module | None = None,
+        execution: Execution | None = None,
+        teacher: Teacher | None = None,
     ) -> "TrainState":
         """The state before the first step: random weights, or those of the network to fine-tune."""
         if (start is None) != (config.start_from == SCRATCH):
             raise ValueError(f"the config starts from {config.start_from!r}, but start is {start and type(start)}")
+        if (teacher is None) == config.objective.needs_teacher:
+            raise ValueError(f"objective {config.objective.kind} needs {_teachers(config)}, got {teacher and 'one'}")
+        if teacher is not None:
+            config.objective.check_teacher(teacher.noise)
         execution = execution or Execution()
         network = config.network.build(seed=config.seed)
         if start is not None:
@@ -83,8 +108,22 @@ class TrainState:
             average=average,
             optimizer=config.optimization.optimizer(network),
             scaler=GradScaler(torch.device(execution.device).type, enabled=config.precision == "fp16"),
-            history=config.objective.timesteps.history(config.objective.noise.num_timesteps),
+            history=config.objective.history(),
+            target=_target(network) if config.objective.keeps_target else None,
+            teacher=teacher,
         )
+
+
+def _teachers(config: TrainConfig) -> str:
+    return "a teacher" if config.objective.needs_teacher else "no teacher"
+
+
+def _target(network: NoisePredictor) -> AveragedModel:
+    """A copy that starts where the network does and gets no gradient."""
+    target = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.0))
+    target.n_averaged.fill_(1)  # torch's first update would copy the network, whatever the decay.
+    target.requires_grad_(False)
+    return target
 
 
 def _adopt(network: nn.Module, start: nn.Module) -> None:

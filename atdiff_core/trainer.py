@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atdiff_core.data.stream import Batch, ShardSet
 from atdiff_core.minibatch import Loss, Minibatch, Slice
 from atdiff_core.objectives.drawing import Draw
+from atdiff_core.objectives.objective import LiveObjective
 from atdiff_core.perturbations import Perturbation, Replay
 from atdiff_core.randomness import Randomness
 from atdiff_core.train_config import DTYPES, TrainConfig
@@ -118,8 +119,10 @@ class _Step:
         """
         config, state = self._config, self._state
         randomness = Randomness(config.seed, batch.positions, "train")
-        draws = self._draws(batch, randomness)
-        minibatch = self._minibatch(draws)
+        progress = min(1.0, state.minibatches / config.minibatches)
+        objective = config.objective.beside(state.companions, progress=progress)
+        draws = self._draws(objective, batch, randomness)
+        minibatch = self._minibatch(objective, draws)
         like = torch.cat([draw.noisy for draw in draws])
         state.network.train()  # Whoever evaluated the network since the last report left it in evaluation mode.
         clean = None
@@ -132,46 +135,52 @@ class _Step:
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             state.average.update_parameters(state.network)
+            if config.objective.keeps_target:
+                state.average_target(config.objective.target_decay(progress))
         state.minibatches += 1
         known = clean if replay.clean_losses is None else replay.clean_losses
         return Replay(replay.losses, known, replay.delta), minibatch.weights
 
-    def _draws(self, batch: Batch, randomness: Randomness) -> list[Draw]:
+    def _draws(self, objective: LiveObjective, batch: Batch, randomness: Randomness) -> list[Draw]:
         config, device = self._config, self._execution.device
         images = _flipped(batch.images, randomness) if config.flip else batch.images
-        labels = batch.labels if config.network.num_classes else None
+        condition = config.network.condition_of(batch)
         size = self._execution.slice_size or len(images)
-        return [
-            config.objective.draw(
-                images[rows].to(device),
-                randomness.rows(rows),
-                labels=None if labels is None else labels[rows].to(device),
-                history=self._state.history,
-            )
-            for rows in (slice(start, start + size) for start in range(0, len(images), size))
-        ]
+        with self._autocast(device):
+            return [
+                objective.draw(
+                    images[rows].to(device),
+                    randomness.rows(rows),
+                    condition={name: values[rows].to(device) for name, values in condition.items()},
+                    history=self._state.history,
+                )
+                for rows in (slice(start, start + size) for start in range(0, len(images), size))
+            ]
 
-    def _minibatch(self, draws: list[Draw]) -> Minibatch:
-        objective, bare = self._config.objective, self._state.network
+    def _minibatch(self, objective: LiveObjective, draws: list[Draw]) -> Minibatch:
+        bare = self._state.network
 
         def loss(draw: Draw) -> Loss:
-            return lambda delta: self._autocast(objective.loss, self._network, draw, delta)
+            return lambda delta: self._evaluated(objective.loss, self._network, draw, delta)
 
         def attack(draw: Draw) -> Loss:
-            return lambda delta: self._autocast(objective.attack, bare, draw, delta)
+            return lambda delta: self._evaluated(objective.attack, bare, draw, delta)
 
         return Minibatch(
             [Slice(loss(draw), attack(draw), draw.weights) for draw in draws],
-            attack_is_loss=objective.attack_is_loss,
+            attack_is_loss=self._config.objective.attack_is_loss,
             scaler=self._state.scaler,
             postponed=self._postponed,
         )
 
-    def _autocast(self, evaluate: Any, network: nn.Module, draw: Draw, delta: Tensor) -> Tensor:
-        dtype = DTYPES[self._config.precision]
-        with torch.autocast(draw.noisy.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    def _evaluated(self, evaluate: Any, network: nn.Module, draw: Draw, delta: Tensor) -> Tensor:
+        with self._autocast(draw.noisy.device):
             losses: Tensor = evaluate(network, draw, delta)
         return losses
+
+    def _autocast(self, device: torch.device | str) -> torch.autocast:
+        dtype = DTYPES[self._config.precision]
+        return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _postponed(self) -> AbstractContextManager[None]:
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()

@@ -40,10 +40,11 @@ def measured(arguments: argparse.Namespace, precision: Precision, channels_last:
     optimizer = Optimization().optimizer(network)
     randomness = Randomness(0, range(size))
     images = torch.rand(size, channels, arguments.resolution, arguments.resolution, device=device) * 2 - 1
-    labels = torch.zeros(size, dtype=torch.int64, device=device) if config.num_classes else None
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    condition = {"labels": labels} if config.num_classes else {}
 
     def step() -> None:
-        draw = objective.draw(images, randomness, labels=labels)
+        draw = objective.draw(images, randomness, condition=condition)
         with torch.autocast(torch.device(device).type, DTYPES[precision], enabled=precision != "float32"):
             minibatch = Minibatch.whole(lambda delta: objective.loss(network, draw, delta), size)
             for _ in Unperturbed().replays(minibatch, draw.noisy, randomness):

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.commands import checkpoints, comparisons, data, evaluation, inspect, mismatch, networks, studies
+from pipeline.commands import checkpoints, comparisons, data, evaluation, inspect, mismatch, networks, solvers, studies
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command("sample")(evaluation.sample)
 app.command("evaluate")(evaluation.evaluate)
 app.command("mismatch")(mismatch.mismatch)
 app.command("robustness")(mismatch.robustness)
+app.command("solver-error")(solvers.solver_error)
 app.command("sweep")(studies.sweep)
 app.command("compare")(comparisons.compare)
 app.command("law")(studies.law)

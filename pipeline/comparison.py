@@ -5,11 +5,12 @@ from pathlib import Path
 from rich.console import Console
 
 from atdiff_core.snapshots import load_snapshot
+from atdiff_core.train_config import SCRATCH
 from pipeline.comparison_results import ComparisonResult, load_comparison_result
 from pipeline.driver import Rung, driving, open_rung
 from pipeline.records import Assignment
 from pipeline.workspace import Workspace
-from search_spaces.comparison import Comparison, Pretrained
+from search_spaces.comparison import UNKNOWN_TEACHER, Comparison, Pretrained
 from search_spaces.space import TrialConfig
 
 
@@ -28,30 +29,50 @@ def run_comparison(
     """
     workspace = Workspace(root, comparison.name)
     rung = rung_of(comparison)
+    teacher = load_snapshot(rung.teacher).key if rung.teacher else UNKNOWN_TEACHER
     with driving(comparison, [rung], workspace, cpus=cpus, console=console or Console()) as driver:
         if comparison.trains_base:
             driver.run_bases()
-        driver.run_all(assignments(comparison, rung.base), "arms")
+        driver.run_all(assignments(comparison, rung.base, teacher), "arms")
         driver.require_complete(comparison.resolution, "arm")
     return load_comparison_result(workspace)
 
 
 def rung_of(comparison: Comparison) -> Rung:
-    """Data and base model; a base model that exists already is opened and checked."""
-    if not isinstance(comparison.pretraining, Pretrained):
-        return open_rung(comparison.shards, comparison.network, comparison.base_config)
-    start = Path(comparison.pretraining.snapshot)
-    snapshot = load_snapshot(start)
-    snapshot.check_fits(comparison.network)
-    return open_rung(
-        comparison.shards, comparison.network, lambda dataset: comparison.base_config(dataset, snapshot.key), start
-    )
+    """Data, base model and teacher; models that exist already are opened and checked."""
+    start = _existing(comparison.pretraining)
+    teacher = None if comparison.teacher == "base" else _existing(comparison.teacher)
+    start_key = SCRATCH
+    if start is not None:
+        snapshot = load_snapshot(start)
+        snapshot.check_fits(comparison.network)
+        start_key = snapshot.key
+    teacher_key = UNKNOWN_TEACHER
+    if teacher is not None:
+        taught = load_snapshot(teacher)
+        for arm in comparison.arms:
+            if arm.objective.needs_teacher:
+                arm.objective.check_teacher(taught.noise)
+        teacher_key = taught.key
+
+    def base_config(dataset: str) -> TrialConfig:
+        return comparison.base_config(dataset, start_key, teacher_key)
+
+    return open_rung(comparison.shards, comparison.network, base_config, start, teacher)
 
 
-def assignments(comparison: Comparison, base: TrialConfig) -> list[Assignment]:
-    """Seed by seed, so that what an interruption leaves can be compared."""
+def _existing(origin: object) -> Path | None:
+    return Path(origin.snapshot) if isinstance(origin, Pretrained) else None
+
+
+def assignments(comparison: Comparison, base: TrialConfig, teacher: str = UNKNOWN_TEACHER) -> list[Assignment]:
+    """Seed by seed, so that what an interruption leaves can be compared.
+
+    Args:
+        teacher: Key of the teacher, where that is not the base model.
+    """
     return [
-        Assignment(comparison.trial_config(base, arm, seed), "arm", of=arm.name)
+        Assignment(comparison.trial_config(base, arm, seed, teacher), "arm", of=arm.name)
         for seed in comparison.seed_numbers
         for arm in comparison.arms
     ]

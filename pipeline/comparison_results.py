@@ -55,7 +55,7 @@ class ComparisonResult:
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:
-        return self.comparison.evaluation.samplers
+        return self.comparison.trial_evaluation.samplers
 
     @property
     def planned(self) -> int:
@@ -69,6 +69,13 @@ class ComparisonResult:
     def metrics(self, name: str, sampler: Sampler) -> dict[int, float]:
         """Metric by seed of one arm with one sampler."""
         return {trial.seed: distance(trial, sampler) for trial in self.of_arm(name)}
+
+    def base_metric(self, sampler: Sampler) -> float | None:
+        """Metric of the base model; none before it is complete, or where the sampler cannot step it."""
+        for base in self.base:
+            if base.status == "complete" and sampler in base.assignment.config.evaluation.samplers:
+                return distance(base, sampler)
+        return None
 
     def cell(self, arm: str, against: str, samplers: Sequence[Sampler]) -> Cell:
         """An arm against another; over several samplers a seed's log ratios are averaged.

@@ -28,27 +28,36 @@ class Rung:
     Attributes:
         base: The base model's trial, or the pattern of all trials where there is none.
         start: Snapshot of a base model that no trial here makes; the base trial's without it.
+        teacher: Snapshot of a teacher that is not the base model.
     """
 
     shards: ShardSet
     folder: Path
     base: TrialConfig
     start: Path | None = None
+    teacher: Path | None = None
 
 
-def open_rung(shards: str, network: UNet, base_config: Callable[[str], TrialConfig], start: Path | None = None) -> Rung:
+def open_rung(
+    shards: str,
+    network: UNet,
+    base_config: Callable[[str], TrialConfig],
+    start: Path | None = None,
+    teacher: Path | None = None,
+) -> Rung:
     """The shard set of the network's resolution, and the base model on it.
 
     Args:
         shards: Folder of ``<resolution>px`` shard sets.
         base_config: From the fingerprint of a dataset to the base model.
         start: Snapshot of a base model that exists already.
+        teacher: Snapshot of a teacher that is not the base model.
     """
     folder = Path(shards) / f"{network.resolution}px"
     opened = open_shards(folder)
     if opened.image_channels != network.image_channels:
         raise ValueError(f"the network takes {network.image_channels} channels, {folder} holds {opened.image_channels}")
-    return Rung(opened, folder, base_config(opened.fingerprint), start)
+    return Rung(opened, folder, base_config(opened.fingerprint), start, teacher)
 
 
 @contextmanager
@@ -123,10 +132,12 @@ class Driver:
     def _places(self, assignment: Assignment) -> Places:
         resolution = assignment.config.train.network.resolution
         rung = next(rung for rung in self.rungs if rung.shards.resolution == resolution)
+        start = (rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve()
         return Places(
             shards=rung.folder.resolve(),
             folder=self.workspace.trial(assignment.key).resolve(),
-            start=(rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve(),
+            start=start,
+            teacher=rung.teacher.resolve() if rung.teacher else start,
             cache=self.workspace.cache.resolve(),
             execution=Execution(channels_last=True),  # Seen faster on CPUs too, at 16 px.
         )

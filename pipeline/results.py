@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 from atdiff_core.balls import Norm
 from atdiff_core.laws import LawRefused, PowerLaw, Rung, fit_power_law
+from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.perturbations import FreeAT
 from atdiff_core.response import Observation, Response, fit_response
 from pipeline.records import Role, TrialRecord, load_records
@@ -66,6 +67,11 @@ class StudyResult:
     base: TrialRecord
     trials: tuple[TrialRecord, ...]
     norm: Norm
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """How its trials are judged; the base model may be judged by other samplers."""
+        return self.trials[0].assignment.config.evaluation
 
     def of_role(self, *roles: Role) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.assignment.role in roles]

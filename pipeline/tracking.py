@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
+from atdiff_core.train_config import NO_TEACHER
 from pipeline.evaluations import Cell
 from pipeline.records import SAMPLES, TrialRecord, load_record
 from pipeline.workspace import Declared, Workspace, machine
@@ -152,8 +152,9 @@ def parameters_of(config: TrialConfig) -> dict[str, Any]:
         "dataset": train.dataset[:16],
         "start_from": train.start_from[:16],
     }
-    if isinstance(train.objective, Denoising):
-        parameters["attack_sees_target"] = train.objective.attack_sees_target
+    parameters |= train.objective.settings()
+    if train.teacher != NO_TEACHER:
+        parameters["teacher"] = train.teacher[:16]
     if isinstance(train.perturbation, FreeAT | PGD | RandomPerturbation):
         ball, step_size = train.perturbation.ball, train.perturbation.step_size
         parameters |= {

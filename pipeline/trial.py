@@ -13,9 +13,10 @@ from atdiff_core.checkpoints import has_checkpoint, load_checkpoint, save_checkp
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.files import read_json, write_json
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
+from atdiff_core.objectives.objective import Teacher
 from atdiff_core.pictures import save_grid
-from atdiff_core.snapshots import load_snapshot, save_snapshot
-from atdiff_core.train_config import SCRATCH
+from atdiff_core.snapshots import Snapshot, load_snapshot, save_snapshot
+from atdiff_core.train_config import NO_TEACHER, SCRATCH
 from atdiff_core.train_state import Execution, TrainState
 from atdiff_core.trainer import train
 from pipeline.records import CHECKPOINT, RESULT, SAMPLES, SNAPSHOT, Assignment, append_curve, is_complete
@@ -36,6 +37,7 @@ class Places:
         cache: Reference features.
         threads: CPU threads of the process.
         execution: Device, memory layout and slicing.
+        teacher: Snapshot that teaches it; ignored by a trial without a teacher.
     """
 
     shards: Path
@@ -44,6 +46,7 @@ class Places:
     cache: Path
     threads: int = 1
     execution: Execution = field(default_factory=Execution)
+    teacher: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -121,24 +124,25 @@ def run_trial(
 
 
 def _state(config: TrialConfig, places: Places) -> TrainState:
+    teacher: Teacher | None = None
+    if config.train.teacher != NO_TEACHER:
+        teacher = _snapshot(places.teacher, config.train.teacher, places.execution.device).teacher
     if has_checkpoint(places.folder / CHECKPOINT):
-        return load_checkpoint(config.train, places.folder / CHECKPOINT, places.execution)
+        return load_checkpoint(config.train, places.folder / CHECKPOINT, places.execution, teacher)
     start: nn.Module | None = None
     if config.train.start_from != SCRATCH:
-        snapshot = load_snapshot(places.start)
-        if snapshot.key != config.train.start_from:
-            raise ValueError(
-                f"the trial starts from snapshot {config.train.start_from[:12]}, "
-                f"but {places.start} holds {snapshot.key[:12]}"
-            )
+        snapshot = _snapshot(places.start, config.train.start_from)
         snapshot.check_fits(config.train.network)
-        if snapshot.noise != config.train.objective.noise:
-            raise ValueError(
-                f"{places.start} was trained with the noise schedule {snapshot.noise}, "
-                f"the run has {config.train.objective.noise}; give the run's objective that schedule"
-            )
+        config.train.objective.check_start(snapshot.noise)
         start = snapshot.network
-    return TrainState.fresh(config.train, start, places.execution)
+    return TrainState.fresh(config.train, start, places.execution, teacher)
+
+
+def _snapshot(folder: Path, key: str, device: str = "cpu") -> Snapshot:
+    snapshot = load_snapshot(folder, device)
+    if snapshot.key != key:
+        raise ValueError(f"the trial was made for snapshot {key[:12]}, but {folder} holds {snapshot.key[:12]}")
+    return snapshot
 
 
 def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float) -> Judged:

@@ -12,12 +12,14 @@ from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
 from atdiff_core.perturbations import Perturbation, Unperturbed
-from atdiff_core.train_config import SCRATCH, Precision, StrengthWarmup, TrainConfig
+from atdiff_core.train_config import NO_TEACHER, SCRATCH, Precision, StrengthWarmup, TrainConfig
 from search_spaces.loading import load_declared
 from search_spaces.space import Phase, TrialConfig
 
 PLAIN = "plain"
 BASE_SEED = 0
+UNKNOWN_TEACHER = "unknown"
+"""In place of a teacher's key while a declaration is only looked at."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -73,6 +75,8 @@ class Comparison(Config):
         pretraining: From random weights to the base model; or where the base model lies; or
             ``Scratch()``. A base that still improves hides every effect behind plain fine-tuning,
             which sees the most distinct images: let it converge.
+        teacher: What teaches the arms whose objective needs a teacher: the ``base`` model, or a
+            snapshot that exists already.
         finetuning: From the base model to the end of a trial, for every arm.
         batch_size: Images a minibatch.
         precision: Of the network's arithmetic.
@@ -89,6 +93,7 @@ class Comparison(Config):
     network: UNet
     objective: Objective
     pretraining: Phase | Pretrained | Scratch
+    teacher: Pretrained | Literal["base"] = "base"
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
     precision: Precision = "float32"
@@ -112,12 +117,20 @@ class Comparison(Config):
                 raise ValueError(
                     f"reference of arm {arm.name!r} must be one of {', '.join(others)}, got {arm.reference!r}"
                 )
-            if arm.objective.noise != self.objective.noise:
-                raise ValueError(
-                    f"arm {arm.name!r} must keep the base model's noise schedule {self.objective.noise}, "
-                    f"got {arm.objective.noise}"
-                )
+            with _told_of(f"arm {arm.name!r}"):
+                self._check_origin(arm.objective)
         return self
+
+    def _check_origin(self, objective: Objective) -> None:
+        """Base model and teacher must be what the objective can start from and learn from."""
+        if self.teacher == "base" and self.objective.needs_teacher:
+            raise ValueError(f"{self.objective.kind} cannot teach itself: give teacher=Pretrained(...)")
+        if not isinstance(self.pretraining, Scratch):
+            objective.check_start(self.objective.noise)
+        if objective.needs_teacher and self.teacher == "base":
+            if isinstance(self.pretraining, Scratch):
+                raise ValueError(f"{objective.kind} needs a teacher, there is no base: give teacher=Pretrained(...)")
+            objective.check_teacher(self.objective.noise)
 
     @model_validator(mode="after")
     def _trials_fit(self) -> Self:
@@ -130,11 +143,15 @@ class Comparison(Config):
         with _told_of("base model"):
             base = self.base_config(dataset="")
             base.train.budget_check()
+            if self.trains_base:
+                base.check()
         same: dict[str, str] = {}
         for arm in self.arms:
             with _told_of(f"arm {arm.name!r}"):
                 trial = self.trial_config(base, arm, seed=BASE_SEED)
-                trial.train.budget_check()
+                trial.check()
+                if trial.evaluation != self.trial_evaluation:
+                    raise ValueError(f"it must be judged by the samplers of {PLAIN!r}; compare one kind of network")
             if trial.key in same:
                 raise ValueError(f"arms {same[trial.key]!r} and {arm.name!r} are the same training; drop one")
             same[trial.key] = arm.name
@@ -149,6 +166,11 @@ class Comparison(Config):
         """Seeds of the fine-tuning; none is the base model's, whose minibatches would come again."""
         return range(BASE_SEED + 1, BASE_SEED + 1 + self.seeds)
 
+    @property
+    def trial_evaluation(self) -> EvaluationConfig:
+        """How the trials of every arm are judged."""
+        return self.evaluation.fitting(self.arm(PLAIN).objective.noise)
+
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
@@ -157,12 +179,13 @@ class Comparison(Config):
         """Whether the base model is a trial of the comparison's own."""
         return isinstance(self.pretraining, Phase)
 
-    def base_config(self, dataset: str, start_from: str = SCRATCH) -> TrialConfig:
+    def base_config(self, dataset: str, start_from: str = SCRATCH, teacher: str = UNKNOWN_TEACHER) -> TrialConfig:
         """The base model, trained once and fine-tuned by every trial.
 
         Args:
             start_from: Key of the base model where it exists already; this is then only the
                 pattern that the trials are made after.
+            teacher: Key of the teacher, where that is not the base model.
         """
         phase = self.pretraining if isinstance(self.pretraining, Phase) else self.finetuning
         train = TrainConfig(
@@ -174,24 +197,35 @@ class Comparison(Config):
             dataset=dataset,
             flip=self.flip,
             start_from=start_from,
+            teacher=teacher if self.objective.needs_teacher else NO_TEACHER,
             batch_size=self.batch_size,
             budget_kpass=phase.budget_kpass,
             seed=BASE_SEED,
         )
-        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+        evaluation = self.evaluation.fitting(self.objective.noise) if self.trains_base else self.evaluation
+        return TrialConfig(train=train, evaluation=evaluation, workers=self.workers)
 
-    def trial_config(self, base: TrialConfig, arm: Arm, seed: int) -> TrialConfig:
-        """Fine-tuning of the base model by one arm."""
+    def trial_config(self, base: TrialConfig, arm: Arm, seed: int, teacher: str = UNKNOWN_TEACHER) -> TrialConfig:
+        """Fine-tuning of the base model by one arm.
+
+        Args:
+            teacher: Key of the teacher, where that is not the base model.
+        """
+        start = base.train.key if self.trains_base else base.train.start_from
+        if self.teacher == "base":
+            teacher = start
         train = base.train.but(
             objective=arm.objective,
             perturbation=arm.perturbation,
             strength=arm.strength,
             optimization=self.finetuning.optimization,
-            start_from=base.train.key if self.trains_base else base.train.start_from,
+            start_from=start,
+            teacher=teacher if arm.objective.needs_teacher else NO_TEACHER,
             budget_kpass=self.finetuning.budget_kpass,
             seed=seed,
         )
-        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+        evaluation = self.evaluation.fitting(arm.objective.noise)
+        return TrialConfig(train=train, evaluation=evaluation, workers=self.workers)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 from atdiff_core.config import Config
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.networks import UNet
+from atdiff_core.objectives import Objective
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation, Unperturbed
-from atdiff_core.train_config import Precision, TrainConfig
+from atdiff_core.train_config import NO_TEACHER, Precision, TrainConfig
 from search_spaces.domains import Domains, Point
 from search_spaces.loading import load_declared
 
@@ -26,6 +27,16 @@ class Phase(Config):
 
     budget_kpass: Annotated[float, Field(gt=0)]
     optimization: Optimization
+
+
+class TeacherPhase(Phase):
+    """A stretch that makes a teacher: a base model with an objective of its own.
+
+    Attributes:
+        objective: Its loss.
+    """
+
+    objective: Objective
 
 
 class Stopping(Config):
@@ -68,6 +79,11 @@ class TrialConfig(Config):
     rung: Annotated[float, Field(gt=0, le=1)] = 1.0
     workers: Annotated[int, Field(ge=1)] = 1
 
+    def check(self) -> None:
+        """Refuse what would fail only after hours."""
+        self.train.budget_check()
+        self.evaluation.check_fits(self.train.objective.noise)
+
 
 class Space(Config):
     """What is searched, on which ladder, with which budget.
@@ -80,7 +96,8 @@ class Space(Config):
         predict_at: Resolution whose eta* is predicted, not searched.
         network: The U-Net; its resolution is replaced by each of the ladder's.
         objective: The loss.
-        pretraining: From random weights to the base model of each resolution.
+        pretraining: From random weights to the base model of each resolution; a ``TeacherPhase``
+            where the base model has another loss and, if the objective needs one, is the teacher.
         finetuning: From the base model to a trial.
         batch_size: Images a minibatch.
         precision: Of the network's arithmetic.
@@ -100,8 +117,8 @@ class Space(Config):
     ladder: Annotated[tuple[int, ...], Field(min_length=1)]
     predict_at: int
     network: UNet
-    objective: Denoising = Denoising()
-    pretraining: Phase
+    objective: Objective = Denoising()
+    pretraining: TeacherPhase | Phase
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
     precision: Precision = "float32"
@@ -121,12 +138,23 @@ class Space(Config):
         for resolution in (*self.ladder, self.predict_at):
             self.network.at(resolution)
         if not self.objective.attack_is_loss:
-            raise ValueError("Free-AT climbs what it descends; objective.attack_sees_variance must be True, got False")
-        self.base_config(self.ladder[0], dataset="")  # What does not fit together must not wait for the first trial.
+            raise ValueError(
+                "a space searches Free-AT, which climbs what it descends; the attack of this objective "
+                f"({self.objective.kind}) is another function"
+            )
+        if self.base_objective.needs_teacher:
+            raise ValueError(f"{self.objective.kind} needs a teacher: make it by pretraining=TeacherPhase(...)")
+        self.objective.check_start(self.base_objective.noise)
+        if self.objective.needs_teacher:
+            self.objective.check_teacher(self.base_objective.noise)
+        base = self.base_config(self.ladder[0], dataset="")  # What does not fit must not wait for the first trial.
+        base.check()
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
         for replays in self.domains.replay_counts():
-            minibatch = replays * self.batch_size / 1000
+            trial = self.trial_config(base, Unperturbed(num_replays=replays))
+            trial.evaluation.check_fits(self.objective.noise)
+            minibatch = trial.train.kpass_per_minibatch
             if self.finetuning.budget_kpass * self.stopping.rung < minibatch:
                 raise ValueError(
                     f"finetuning.budget_kpass up to the rung must pay for a minibatch of K = {replays} replays "
@@ -138,11 +166,21 @@ class Space(Config):
         """Elements of one image, D."""
         return self.network.image_channels * resolution**2
 
+    @property
+    def base_objective(self) -> Objective:
+        """The loss of the base models."""
+        return self.pretraining.objective if isinstance(self.pretraining, TeacherPhase) else self.objective
+
+    @property
+    def trial_evaluation(self) -> EvaluationConfig:
+        """How trials are judged."""
+        return self.evaluation.fitting(self.objective.noise)
+
     def base_config(self, resolution: int, dataset: str) -> TrialConfig:
         """The base model of a resolution, trained once and fine-tuned by every trial."""
         train = TrainConfig(
             network=self.network.at(resolution),
-            objective=self.objective,
+            objective=self.base_objective,
             perturbation=Unperturbed(),
             optimization=self.pretraining.optimization,
             precision=self.precision,
@@ -151,18 +189,22 @@ class Space(Config):
             batch_size=self.batch_size,
             budget_kpass=self.pretraining.budget_kpass,
         )
-        return TrialConfig(train=train, evaluation=self.evaluation, workers=self.workers)
+        evaluation = self.evaluation.fitting(self.base_objective.noise)
+        return TrialConfig(train=train, evaluation=evaluation, workers=self.workers)
 
     def trial_config(self, base: TrialConfig, perturbation: Perturbation, seed: int = 0) -> TrialConfig:
         """Fine-tuning of the base model under a perturbation."""
         train = base.train.but(
+            objective=self.objective,
             perturbation=perturbation,
             optimization=self.finetuning.optimization,
             start_from=base.train.key,
+            teacher=base.train.key if self.objective.needs_teacher else NO_TEACHER,
             budget_kpass=self.finetuning.budget_kpass,
             seed=seed,
         )
-        return TrialConfig(train=train, evaluation=self.evaluation, rung=self.stopping.rung, workers=self.workers)
+        rung = self.stopping.rung
+        return TrialConfig(train=train, evaluation=self.trial_evaluation, rung=rung, workers=self.workers)
 
     def at(self, base: TrialConfig, point: Point, seed: int = 0) -> TrialConfig:
         """The trial at a sampled point."""

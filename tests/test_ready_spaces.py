@@ -19,9 +19,23 @@ RUNS = [name for name, content in DECLARED.items() if isinstance(content.get("co
 
 
 def test_nothing_ready_is_left_out() -> None:
-    assert set(SPACES) == {"demo", "demo_norms", "demo_tiny"}
-    assert set(COMPARISONS) == {"cifar10_dpm", "imagenet64_dpm", "norms", "from_scratch_warmup", "fashion_arms"}
-    assert set(RUNS) == {"train_digits", "train_cifar10_base", "train_cifar10_at", "train_imagenet64_at"}
+    assert set(SPACES) == {"demo", "demo_norms", "demo_tiny", "demo_cm"}
+    assert set(COMPARISONS) == {
+        "cifar10_dpm",
+        "imagenet64_dpm",
+        "imagenet64_cm",
+        "digits_cm",
+        "norms",
+        "from_scratch_warmup",
+        "fashion_arms",
+    }
+    assert set(RUNS) == {
+        "train_digits",
+        "train_cifar10_base",
+        "train_cifar10_at",
+        "train_imagenet64_at",
+        "train_digits_edm",
+    }
 
 
 @pytest.mark.parametrize("name", [*SPACES, *COMPARISONS])

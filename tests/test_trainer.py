@@ -13,7 +13,10 @@ from atdiff_core.balls import L2Ball, LInfBall
 from atdiff_core.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.consistency import ConsistencyTraining
 from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.objectives.discretisation import DoublingLevels
+from atdiff_core.objectives.edm import EDM
 from atdiff_core.objectives.equivariant import Equivariant
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import PGD, FreeAT, GaussianPerturbation, Perturbation, RandomPerturbation, Unperturbed
@@ -45,6 +48,11 @@ METHODS: dict[str, dict[str, Any]] = {name: {"perturbation": scheme} for name, s
             variance="learned", noise=FEW_LEVELS, timesteps=LossSecondMoment(history_length=2), attack_sees_target=False
         ),
     },
+    "edm": {"perturbation": SCHEMES["PGD"], "objective": EDM()},
+    "consistency training": {
+        "perturbation": SCHEMES["FreeAT"],
+        "objective": ConsistencyTraining(perturbed="solver", discretisation=DoublingLevels(first=4, last=8)),
+    },
     "bf16": {"perturbation": SCHEMES["FreeAT"], "precision": "bf16"},
     "fp16": {"perturbation": SCHEMES["PGD"], "precision": "fp16"},
     "warm-up": {"perturbation": SCHEMES["FreeAT"], "strength": StrengthWarmup(kind="cosine", kpass=0.1), "flip": True},
@@ -55,7 +63,7 @@ EVERY_METHOD = pytest.mark.parametrize("changes", list(METHODS.values()), ids=li
 def with_method(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
     """The config with a method's changes, and a network that fits them."""
     objective = changes.get("objective", config.objective)
-    network = config.network.but(learned_variance=objective.variance == "learned")
+    network = config.network.but(learned_variance=objective.learns_variance)
     return config.but(network=network, **changes)
 
 

@@ -96,7 +96,7 @@ def test_a_trial_refuses_another_base_model(based: tuple[Space, Assignment, Plac
     space, base, places = based
     other = base.config.but(train=base.config.train.but(seed=5))
     foreign = Assignment(space.trial_config(other, Unperturbed()), "plain")
-    with pytest.raises(ValueError, match="starts from snapshot"):
+    with pytest.raises(ValueError, match="was made for snapshot"):
         list(run_trial(foreign, Places(places.shards, tmp_path, places.start, places.cache)))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atdiff_core.config import Config
 from atdiff_core.data.stream import ShardSet
+from atdiff_core.karras import PREDICTS, KarrasNoise
 from atdiff_core.metrics.distances import DistanceMeter, Distances
 from atdiff_core.metrics.features import (
     CACHED_AS,
@@ -45,6 +46,8 @@ class EvaluationConfig(Config):
         reference: Images of the dataset to compare with: its first ones in shard order, which is
             random but fixed; all of them where it has no more.
         samplers: Samplers to run; the first decides the trial metric, the last makes the pictures.
+            Only those that can step a network are given it: where a teacher and its students are
+            judged alike, there may be some for each.
         seed: Seed of the latents, the same for every trial.
         attacks: Attacks under which the finished network's loss is measured as well.
         attacked_images: Images of the dataset that they are given.
@@ -71,6 +74,24 @@ class EvaluationConfig(Config):
                 f"got {self.samples} and {self.reference}"
             )
         return self
+
+    def fitting(self, noise: NoiseSchedule | KarrasNoise) -> Self:
+        """The same with those samplers only that can step a network trained on this noise."""
+        fitting = tuple(sampler for sampler in self.samplers if sampler.fits(noise))
+        if not fitting:
+            names = ", ".join(sampler.name for sampler in self.samplers)
+            raise ValueError(f"none of the samplers {names} can step a network that {PREDICTS[noise.kind]}; add one")
+        return self if fitting == self.samplers else self.but(samplers=fitting)
+
+    def check_fits(self, noise: NoiseSchedule | KarrasNoise) -> None:
+        """Refuse at once what would fail at the first judgement."""
+        for sampler in self.samplers:
+            sampler.scheduler(noise)
+        if self.attacks and isinstance(noise, KarrasNoise):
+            raise ValueError(
+                f"evaluation.attacks are measured on networks that predict noise, this one {PREDICTS[noise.kind]}; "
+                "leave them out"
+            )
 
     @property
     def metric_name(self) -> str:
@@ -134,7 +155,7 @@ class Evaluator:
         return load_file(file)["features"]
 
     def evaluate(
-        self, network: NoisePredictor, noise: NoiseSchedule, samplers: tuple[Sampler, ...] | None = None
+        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, samplers: tuple[Sampler, ...] | None = None
     ) -> Iterator[Evaluated]:
         """Yields what each sampler makes of the network, those of the config where none are given."""
         for sampler in samplers or self.config.samplers:
@@ -142,7 +163,9 @@ class Evaluator:
                 if isinstance(event, Evaluated):
                     yield event
 
-    def judge(self, network: NoisePredictor, noise: NoiseSchedule, sampler: Sampler) -> Iterator[int | Evaluated]:
+    def judge(
+        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, sampler: Sampler
+    ) -> Iterator[int | Evaluated]:
         """Yields the number of images made so far, again and again, and at the end the judgement."""
         network.eval()
         side = network.unet.config.sample_size
@@ -184,10 +207,11 @@ class Evaluator:
             figures["inception_score"] = inception_score(self.network.class_logits(features).cpu())
         return Evaluated(sampler, distances, figures, images)
 
-    def attacked(self, network: NoisePredictor, noise: NoiseSchedule) -> dict[str, float]:
+    def attacked(self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise) -> dict[str, float]:
         """Attack gains over all noise levels, by the names of the attacks."""
         if not self.config.attacks:
             return {}
+        assert isinstance(noise, NoiseSchedule)  # See EvaluationConfig.check_fits.
         network.eval()
         batch = next(self._shards.batches(seed=self.config.seed, batch_size=self.config.attacked_images))
         labels = batch.labels if network.num_classes else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atdiff_core.karras import KarrasNoise, signal_and_sigma
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser
 from atdiff_core.randomness import Randomness, derived_seed
@@ -26,8 +27,8 @@ class MismatchAt:
     """Distance between q(x_t) and p(x_t) at one level of a trajectory.
 
     Attributes:
-        timestep: Level t, or ``FINISHED`` for the images themselves.
-        sigma: Noise level sigma_t of x_t, in [0, 1]; 0 for the images.
+        timestep: Level t as the network is told it, or ``FINISHED`` for the images themselves.
+        sigma: Noise level sigma_t of x_t, in [0, 1], or in EDM coordinates; 0 for the images.
         distance: Wasserstein-2 distance in units of the spread of q(x_t): 0.1 means that states
             are off by a tenth of the distance at which x_t itself lies around its mean.
         std_error: Its standard error, over images, noise and latents; these are the same along a
@@ -36,7 +37,7 @@ class MismatchAt:
             distance below it cannot be told from zero.
     """
 
-    timestep: int
+    timestep: float
     sigma: float
     distance: float
     std_error: float
@@ -45,7 +46,7 @@ class MismatchAt:
 
 def mismatch(
     network: Denoiser,
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | KarrasNoise,
     sampler: Sampler,
     images: Tensor,
     *,
@@ -144,7 +145,11 @@ def compared(forward: Tensor, reverse: Tensor) -> tuple[float, float, float]:
 
 
 def _along(
-    runs: list[Iterator[tuple[int, Tensor]]], noise: NoiseSchedule, clean: Tensor, added: Tensor, basis: Tensor
+    runs: list[Iterator[tuple[float, Tensor]]],
+    noise: NoiseSchedule | KarrasNoise,
+    clean: Tensor,
+    added: Tensor,
+    basis: Tensor,
 ) -> Iterator[MismatchAt]:
     """Follows the batches side by side, and compares at every level.
 
@@ -155,8 +160,7 @@ def _along(
     """
     for states in zip(*runs, strict=True):
         timestep = states[0][0]
-        abar = 1.0 if timestep == FINISHED else float(noise.abar[timestep])
-        signal, sigma = math.sqrt(abar), math.sqrt(1 - abar)
+        signal, sigma = (1.0, 0.0) if timestep == FINISHED else signal_and_sigma(noise, timestep)
         reverse = _projected((state for _, state in states), basis)
         distance, std_error, floor = compared(signal * clean + sigma * added, reverse)
         yield MismatchAt(timestep, sigma, distance, std_error, floor)

@@ -121,7 +121,7 @@ def robustness(
         rows = slice(start, start + batch_size)
         batch, classes = images[rows].to(device), None if labels is None else labels[rows].to(device)
         randomness = Randomness(seed, range(start, start + len(batch)), "robustness")
-        draw = climbed.draw(batch, randomness, labels=classes)
+        draw = climbed.draw(batch, randomness, condition={} if classes is None else {"labels": classes})
         found.append(torch.stack([draw.timesteps, *attack.losses(network, climbed, draw)]).double().cpu())
     levels, clean, attacked = torch.cat(found, dim=1)
     num_timesteps = climbed.noise.num_timesteps

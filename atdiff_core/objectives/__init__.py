@@ -4,7 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from atdiff_core.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from atdiff_core.objectives.denoising import Denoising
+from atdiff_core.objectives.edm import EDM
 from atdiff_core.objectives.equivariant import Equivariant
 
-Objective = Annotated[Denoising | Equivariant, Field(discriminator="kind")]
+Objective = Annotated[
+    Denoising | Equivariant | EDM | ConsistencyDistillation | ConsistencyTraining, Field(discriminator="kind")
+]

@@ -1,18 +1,19 @@
 """Noise prediction at a perturbed input: the adversarial objective of AT_Diff, plain or hybrid."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from torch import Tensor
 
-from atdiff_core.config import Config
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser, Draw, answered, drawn
+from atdiff_core.objectives.objective import Companions, ObjectiveConfig
 from atdiff_core.objectives.variational import variational_term
 from atdiff_core.randomness import Randomness
 from atdiff_core.timesteps import LossHistory, TimestepSampler, UniformTimesteps
 
 
-class Denoising(Config):
+class Denoising(ObjectiveConfig):
     """Mean squared error of the predicted noise, perturbation included in the target.
 
     At x_t + delta the noise that leads back to the same clean image is ``noise + delta / sigma_t``;
@@ -52,24 +53,28 @@ class Denoising(Config):
         return self.variance == "fixed" or self.attack_sees_variance
 
     @property
-    def passes_per_descent(self) -> float:
-        return 1.0
+    def learns_variance(self) -> bool:
+        return self.variance == "learned"
 
-    @property
-    def passes_per_climb(self) -> float:
-        """Forward 1/3, backward to the input 1/3."""
-        return 2 / 3
+    def settings(self) -> dict[str, bool | float | str]:
+        return {"attack_sees_target": self.attack_sees_target}
+
+    def history(self) -> LossHistory | None:
+        return self.timesteps.history(self.noise.num_timesteps)
+
+    def beside(self, companions: Companions, *, progress: float) -> Self:
+        return self
 
     def draw(
         self,
         images: Tensor,
         randomness: Randomness,
         *,
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
         history: LossHistory | None = None,
     ) -> Draw:
         """Timesteps, noise and noised input for images ``[batch, channels, height, width]``."""
-        return drawn(images, randomness, self.noise, self.timesteps, labels=labels, history=history)
+        return drawn(images, randomness, self.noise, self.timesteps, condition=condition, history=history)
 
     def loss(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:
         """One loss per sample, ``[batch]``; deterministic in ``delta`` (dropout is replayed)."""

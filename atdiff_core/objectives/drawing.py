@@ -1,7 +1,7 @@
 """The randomness of a minibatch, drawn once, and the network's answer to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from atdiff_core.randomness import Randomness
 from atdiff_core.timesteps import LossHistory, TimestepSampler
 
 Denoiser = Callable[..., Tensor]
-"""Network: noised images ``[batch, channels, height, width]``, timesteps ``[batch]`` and, if it is
-conditional, labels ``[batch]``, to noise (and variance channels, if it learns them)."""
+"""Network: noised images ``[batch, channels, height, width]``, timesteps ``[batch]`` and, by keyword,
+what it is conditioned on, to noise (and variance channels, if it learns them)."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Draw:
     Attributes:
         clean: Images in [-1, 1], ``[batch, channels, height, width]``.
         noise: Gaussian noise, same shape.
-        timesteps: Noise levels, ``[batch]``, integers in [0, T).
+        timesteps: Noise levels as the network is told them, ``[batch]``: integers in [0, T), or
+            250 ln(sigma) in EDM coordinates.
         weights: Importance of each sample in the mean, ``[batch]``.
         noisy: The noised input x_t.
         sigma: Its noise level sigma_t, ``[batch, 1, 1, 1]``.
         dropout_seed: Seed of the dropout masks, the same for every replay of this draw.
-        labels: Classes, ``[batch]``, for a conditional network.
+        condition: What the network is told besides, by the name of its argument (``labels``,
+            ``[batch]``, for one with classes); each ``[batch, ...]``.
         reach: Amplitude, in units of the noise, that a perturbation of size 1 stands for,
             ``[batch, 1, 1, 1]``; used by the equivariant objective only.
     """
@@ -39,7 +41,7 @@ class Draw:
     noisy: Tensor
     sigma: Tensor
     dropout_seed: int
-    labels: Tensor | None = None
+    condition: Mapping[str, Tensor] = field(default_factory=dict)
     reach: Tensor | None = None
 
 
@@ -49,7 +51,7 @@ def drawn(
     noise: NoiseSchedule,
     timesteps: TimestepSampler,
     *,
-    labels: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
     history: LossHistory | None = None,
 ) -> Draw:
     """Timesteps, noise and noised input for images ``[batch, channels, height, width]``."""
@@ -64,18 +66,22 @@ def drawn(
         noisy=noise.noised(images, gaussian, timesteps_here),
         sigma=noise.sigma(timesteps_here).to(images),
         dropout_seed=randomness.shared_seed,
-        labels=labels,
+        condition=condition or {},
     )
 
 
 def answered(network: Denoiser, draw: Draw, noisy: Tensor) -> Tensor:
     """The network's output at ``noisy``, float32 or wider, with the dropout masks of the draw."""
-    condition = () if draw.labels is None else (draw.labels,)
+    return answer(network, noisy, draw.timesteps, draw)
+
+
+def answer(network: Denoiser, shown: Tensor, timesteps: Tensor, draw: Draw) -> Tensor:
+    """The same for any input and level: condition and dropout masks are those of the draw."""
     dropping = _drops_out(network)
-    with torch.random.fork_rng(devices=[noisy.device] if noisy.is_cuda else [], enabled=dropping):
+    with torch.random.fork_rng(devices=[shown.device] if shown.is_cuda else [], enabled=dropping):
         if dropping:
             torch.manual_seed(draw.dropout_seed)
-        output = network(noisy, draw.timesteps, *condition)
+        output = network(shown, timesteps, **draw.condition)
     return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 

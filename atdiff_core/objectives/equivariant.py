@@ -1,6 +1,7 @@
 """AT-DM's objective: when the state is pushed, the predicted noise must move with it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from atdiff_core.config import Config
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser, Draw, answered, drawn
+from atdiff_core.objectives.objective import Companions, ObjectiveConfig
 from atdiff_core.objectives.variational import variational_term
 from atdiff_core.randomness import Randomness
 from atdiff_core.timesteps import LossHistory, TimestepSampler, UniformTimesteps
@@ -57,7 +59,7 @@ class RadiusSchedule(Config):
         raise ValueError(f"form must be floored, biased or constant, got {self.form!r}")
 
 
-class Equivariant(Config):
+class Equivariant(ObjectiveConfig):
     """Noise prediction, and its equivariance under a shift of the state.
 
     ``|e(x_t) - noise|^2 + lambda_t |e(x_t + sigma_t omega) - [e(x_t) + omega]|^2``, both as means
@@ -97,6 +99,16 @@ class Equivariant(Config):
         return False
 
     @property
+    def learns_variance(self) -> bool:
+        return self.variance == "learned"
+
+    def history(self) -> LossHistory | None:
+        return self.timesteps.history(self.noise.num_timesteps)
+
+    def beside(self, companions: Companions, *, progress: float) -> Self:
+        return self
+
+    @property
     def passes_per_descent(self) -> float:
         """Two forward-backwards: at the state and at the moved one."""
         return 2.0
@@ -111,11 +123,11 @@ class Equivariant(Config):
         images: Tensor,
         randomness: Randomness,
         *,
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
         history: LossHistory | None = None,
     ) -> Draw:
         """As for ``Denoising``, and the radius of each sample."""
-        draw = drawn(images, randomness, self.noise, self.timesteps, labels=labels, history=history)
+        draw = drawn(images, randomness, self.noise, self.timesteps, condition=condition, history=history)
         return replace(draw, reach=self.radius.draw(draw.sigma, randomness.for_("radius")))
 
     def loss(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:

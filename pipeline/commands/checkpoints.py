@@ -7,7 +7,9 @@ import typer
 
 if TYPE_CHECKING:
     from atdiff_core.adm import AttentionOrder
+    from atdiff_core.karras import KarrasNoise
     from atdiff_core.networks import UNet
+    from atdiff_core.noise import NoiseSchedule
 
 importing = typer.Typer(no_args_is_help=True, help="Make a snapshot of the weights of another code base.")
 exporting = typer.Typer(no_args_is_help=True, help="Write a snapshot's weights for another code base.")
@@ -21,8 +23,11 @@ def import_adm(
     preset: Annotated[str, typer.Option(help="The network: adm_cifar10, adm_imagenet64, iddpm_cifar10, adm_small.")],
     out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
     attention_order: Order = "new",
-    noise: Annotated[str, typer.Option(help="cosine or linear: the schedule it was trained with.")] = "cosine",
-    timesteps: Annotated[int, typer.Option(help="Noise levels it was trained with.")] = 1000,
+    noise: Annotated[
+        str,
+        typer.Option(help="cosine or linear: the schedule it was trained with; or edm, or consistency."),
+    ] = "cosine",
+    timesteps: Annotated[int, typer.Option(help="Noise levels it was trained with (cosine and linear).")] = 1000,
     resolution: Annotated[int | None, typer.Option(help="Pixels, if not the preset's.")] = None,
     image_channels: Annotated[int | None, typer.Option(help="1 or 3, if not the preset's.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="0 for none, if not the preset's.")] = None,
@@ -38,11 +43,10 @@ def import_adm(
 
     from atdiff_core.adm import load_adm, read_adm
     from atdiff_core.files import sha256_of
-    from atdiff_core.noise import NoiseSchedule
     from atdiff_core.snapshots import load_snapshot, save_imported
 
     unet = _network(preset, resolution, image_channels, num_classes, learned_variance)
-    schedule = NoiseSchedule.model_validate({"kind": noise, "num_timesteps": timesteps})
+    schedule = _trained_on(noise, timesteps)
     order = _order(attention_order)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another --out")
@@ -50,8 +54,9 @@ def import_adm(
     origin = {"format": "adm", "file": file.name, "sha256": sha256_of(file), "attention_order": order}
     save_imported(network, unet, schedule, out, origin=origin)
     weights = sum(parameter.numel() for parameter in network.parameters())
+    levels = "" if noise in ("edm", "consistency") else f" of {timesteps} levels"
     Console().print(
-        f"{out}: {preset}, {weights / 1e6:.1f} M parameters, {schedule.kind} noise of {timesteps} levels, "
+        f"{out}: {preset}, {weights / 1e6:.1f} M parameters, {schedule.kind} noise{levels}, "
         f"key {load_snapshot(out).key[:12]}",
         soft_wrap=True,
     )
@@ -81,6 +86,15 @@ def export_adm(
         f"{config.norm_num_groups} groups a normalisation (guided-diffusion always has 32)",
         soft_wrap=True,
     )
+
+
+def _trained_on(kind: str, timesteps: int) -> "NoiseSchedule | KarrasNoise":
+    from atdiff_core.karras import KarrasNoise
+    from atdiff_core.noise import NoiseSchedule
+
+    if kind in ("edm", "consistency"):
+        return KarrasNoise.model_validate({"kind": kind})
+    return NoiseSchedule.model_validate({"kind": kind, "num_timesteps": timesteps})
 
 
 def _network(

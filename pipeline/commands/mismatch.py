@@ -97,6 +97,7 @@ def robustness(
     from atdiff_core.data.stream import open_shards
     from atdiff_core.devices import chosen_device
     from atdiff_core.files import write_json
+    from atdiff_core.karras import PREDICTS, KarrasNoise
     from atdiff_core.metrics.robustness import Attack, robustness
     from atdiff_core.objectives.denoising import Denoising
     from pipeline.evaluations import opened_models
@@ -113,6 +114,10 @@ def robustness(
         task = progress.add_task("attacking", total=len(models) * len(attacks))
         for model in models:
             opened = model.snapshot
+            if isinstance(opened.noise, KarrasNoise):
+                raise ValueError(
+                    f"robustness is measured on networks that predict noise, {model.name} {PREDICTS[opened.noise.kind]}"
+                )
             labels = batch.labels if opened.num_classes else None
             for attack in attacks:
                 found = robustness(
@@ -146,7 +151,7 @@ def _mismatch_tables(curves: "Mapping[str, Sequence[MismatchAt]]", title: str) -
 
     from atdiff_core.samplers import FINISHED
 
-    alike: dict[tuple[tuple[int, float], ...], list[str]] = defaultdict(list)
+    alike: dict[tuple[tuple[float, float], ...], list[str]] = defaultdict(list)
     for name, curve in curves.items():
         alike[tuple((level.timestep, level.sigma) for level in curve)].append(name)
     tables = []
@@ -154,7 +159,7 @@ def _mismatch_tables(curves: "Mapping[str, Sequence[MismatchAt]]", title: str) -
         table = Table("t", "sigma", *names, "floor", title=title, caption="W2 in units of the spread of x_t")
         for place, (timestep, sigma) in enumerate(levels):
             here = [curves[name][place] for name in names]
-            shown = "image" if timestep == FINISHED else str(timestep)
+            shown = "image" if timestep == FINISHED else f"{timestep:.0f}"
             table.add_row(shown, f"{sigma:.3f}", *(_distance(level) for level in here), f"{here[0].floor:.3f}")
         tables.append(table)
     return tables

@@ -15,6 +15,9 @@ def train(
     shards: Annotated[Path, typer.Option(help="The <resolution>px folder of a shard set.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; given again, the run continues in it.")],
     start: Annotated[Path | None, typer.Option(help="Snapshot to fine-tune; from scratch without it.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Snapshot that teaches a distillation; the one to fine-tune without it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces the seed of the configuration.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU if there is one.")] = "auto",
@@ -33,12 +36,12 @@ def train(
     from pipeline.records import Assignment, declare, load_record
     from pipeline.trial import Judged, Places, Trained, run_trial
 
-    trial = _trial_config(config, shards, start, seed)
+    trial = _trial_config(config, shards, start, teacher, seed)
     assignment = Assignment(trial, "base" if start is None else "search")
     _claim(out, assignment)
     declare(out, assignment)
     execution = Execution(chosen_device(device), slice_size, compile, channels_last)
-    places = Places(shards, out, start or out, out / "cache", threads, execution)
+    places = Places(shards, out, start or out, out / "cache", threads, execution, teacher or start or out)
     console = Console()
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=trial.train.budget_kpass)
@@ -55,14 +58,20 @@ def train(
     console.print(f"snapshot: {out / 'snapshot'}   samples: {out / 'samples.png'}")
 
 
-def _trial_config(file: Path, shards: Path, start: Path | None, seed: int | None) -> "TrialConfig":
-    """The file's ``train`` and ``evaluation``, completed with the dataset and the starting point."""
+def _trial_config(
+    file: Path, shards: Path, start: Path | None, teacher: Path | None, seed: int | None
+) -> "TrialConfig":
+    """The file's ``train`` and ``evaluation``, completed with the dataset, the starting point and the teacher."""
     import runpy
+
+    from pydantic import TypeAdapter
 
     from atdiff_core.data.stream import open_shards
     from atdiff_core.files import read_json
+    from atdiff_core.objectives import Objective
+    from atdiff_core.objectives.denoising import Denoising
     from atdiff_core.snapshots import load_snapshot
-    from atdiff_core.train_config import SCRATCH
+    from atdiff_core.train_config import NO_TEACHER, SCRATCH
     from search_spaces.space import TrialConfig
 
     if not file.is_file():
@@ -73,9 +82,21 @@ def _trial_config(file: Path, shards: Path, start: Path | None, seed: int | None
     train = dict(written["train"])
     train["dataset"] = open_shards(shards).fingerprint
     train["start_from"] = load_snapshot(start).key if start else SCRATCH
+    objective: Objective = TypeAdapter(Objective).validate_python(train.get("objective", Denoising()))
+    teaching = teacher or (start if objective.needs_teacher else None)
+    if objective.needs_teacher and teaching is None:
+        raise ValueError(f"objective {objective.kind} needs a teacher: give --teacher SNAPSHOT, or --start SNAPSHOT")
+    if teaching is not None:
+        taught = load_snapshot(teaching)
+        objective.check_teacher(taught.noise)
+        train["teacher"] = taught.key
+    else:
+        train["teacher"] = NO_TEACHER
     if seed is not None:
         train["seed"] = seed
-    return TrialConfig.model_validate({**written, "train": train})
+    trial = TrialConfig.model_validate({**written, "train": train})
+    trial.check()
+    return trial
 
 
 def _claim(out: Path, assignment: "Assignment") -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from atdiff_core.perturbations import RandomPerturbation, Unperturbed
 from atdiff_core.samplers import Sampler
-from pipeline.comparison_results import Cell, ComparisonResult, by_series, distance
+from pipeline.comparison_results import Cell, ComparisonResult, by_series
 from pipeline.records import TrialRecord
 from pipeline.report.drawing import (
     BLACK,
@@ -112,8 +112,8 @@ def _draw_metric(
 
 
 def _draw_base(axes: Axes, result: ComparisonResult, samplers: Sequence[Sampler]) -> list[float]:
-    values = [(s.nfe, distance(base, s)) for base in result.base if base.status == "complete" for s in samplers]
-    positive = [(nfe, value) for nfe, value in values if value > 0]
+    values = [(sampler.nfe, result.base_metric(sampler)) for sampler in samplers]
+    positive = [(nfe, value) for nfe, value in values if value is not None and value > 0]
     axes.plot(*_columns(positive), ":", marker="o", markersize=3.5, color=GREY)
     return [value for _, value in positive]
 

@@ -9,7 +9,7 @@ from statistics import mean
 
 from atdiff_core.perturbations import Perturbation
 from atdiff_core.samplers import Sampler
-from pipeline.comparison_results import Cell, ComparisonResult, by_series, distance
+from pipeline.comparison_results import Cell, ComparisonResult, by_series
 from pipeline.report.comparison_wording import effect_text, marked, verdict_text
 from pipeline.report.wording import number
 from search_spaces.comparison import PLAIN, Arm
@@ -116,8 +116,8 @@ def grids(result: ComparisonResult) -> list[Table]:
 
 
 def _base_text(result: ComparisonResult, sampler: Sampler) -> str:
-    complete = [base for base in result.base if base.status == "complete"]
-    return number(distance(complete[0], sampler)) if complete else UNKNOWN
+    value = result.base_metric(sampler)
+    return UNKNOWN if value is None else number(value)
 
 
 def as_markdown(table: Table) -> str:

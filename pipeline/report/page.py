@@ -74,12 +74,12 @@ def write_figures(result: SweepResult, workspace: Workspace) -> list[Path]:
 
 def sample_grids(study: StudyResult) -> list[Grid]:
     """Samples of base model, controls and leader, of the smallest seed each; those that were drawn."""
-    evaluation = study.base.assignment.config.evaluation
-    sampler = evaluation.samplers[-1]
     grids = []
     for name, records in arms(study).items():
         record = min(records, key=lambda record: record.seed)
         file = record.folder / SAMPLES
+        evaluation = record.assignment.config.evaluation
+        sampler = evaluation.samplers[-1]
         if file.is_file():
             drawn = f"{sampler.label}, {sampler.nfe} NFE, latents of seed {evaluation.seed}"
             grids.append(Grid(_embedded(file), f"{name}: {drawn}; trained with seed {record.seed}"))

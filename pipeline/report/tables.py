@@ -23,7 +23,7 @@ UNKNOWN = "–"
 
 def asked(space: Space) -> Rows:
     """What the space declares."""
-    evaluation = space.evaluation
+    evaluation = space.trial_evaluation
     samplers = ", ".join(f"{sampler.label} with {sampler.nfe} NFE" for sampler in evaluation.samplers)
     names = [name for name in type(space.domains).model_fields if name != "kind"]
     unit = "raw norms" if space.domains.kind == "raw" else "amplitude per element"
@@ -37,7 +37,8 @@ def asked(space: Space) -> Rows:
         ("controls", "plain training; the same replays with δ = 0; a random direction of the same size"),
         ("pretraining", f"{number(space.pretraining.budget_kpass)} kpass for the base model of each resolution"),
         ("fine-tuning", f"{number(space.finetuning.budget_kpass)} kpass for every trial, controls included"),
-        ("attack sees target", "yes: true gradient of the loss" if space.objective.attack_sees_target else "no"),
+        ("objective", space.objective.kind),
+        *((name.replace("_", " "), str(value)) for name, value in space.objective.settings().items()),
         ("metric", f"{_metric(space)}, {first.label} with {first.nfe} NFE; lower is better"),
         ("samplers", f"{samplers}; latents of seed {evaluation.seed}, the same for every trial"),
         ("data", space.shards),
@@ -214,7 +215,7 @@ def _seeds(count: int) -> str:
 
 
 def _metric(space: Space) -> str:
-    evaluation = space.evaluation
+    evaluation = space.trial_evaluation
     name = evaluation.metric_label
     return f"{name}, {evaluation.samples:,} samples against the whole dataset"
 

@@ -34,20 +34,21 @@ def arms(study: StudyResult) -> dict[str, list[TrialRecord]]:
 
 
 def distance_name(study: StudyResult) -> str:
-    evaluation = study.base.assignment.config.evaluation
+    evaluation = study.evaluation
     return f"{evaluation.metric_label}\n({evaluation.samples:,} samples)"
 
 
 def nfe_figure(study: StudyResult) -> Figure:
     """Metric against network evaluations, one panel a sampler; bands are the extremes over seeds."""
-    samplers = study.base.assignment.config.evaluation.samplers
+    samplers = study.evaluation.samplers
     labels = sorted({sampler.label for sampler in samplers})
     figure, panels = blank_figure(5.4, 3.9, len(labels))
     heights: list[float] = []
     for axes, label in zip(panels, labels, strict=True):
         chosen = sorted((s for s in samplers if s.label == label), key=lambda sampler: sampler.nfe)
         for name, records in arms(study).items():
-            heights += _draw_arm(axes, name, records, chosen)
+            judged = [r for r in records if set(chosen) <= set(r.assignment.config.evaluation.samplers)]
+            heights += _draw_arm(axes, name, judged, chosen) if judged else []
         log_x(axes, chosen[0].nfe, chosen[-1].nfe + 1)
         axes.set_xticks([sampler.nfe for sampler in chosen], [str(sampler.nfe) for sampler in chosen])
         axes.set_xlabel(f"NFE per image ({label})")

@@ -1,0 +1,130 @@
+"""diffusers' schedulers, made for a noise and a number of network evaluations."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+)
+from torch import Tensor
+
+from atdiff_core.karras import KarrasNoise
+from atdiff_core.levels import (
+    MIN_HALF_LOG_SNR,
+    accepted_levels,
+    chain_levels,
+    log_snr_levels,
+    log_snr_start,
+    strided_levels,
+)
+from atdiff_core.noise import NoiseSchedule
+
+SamplerKind = Literal["ddim", "ancestral", "iddpm", "dpmpp_2m", "edm_euler", "edm_dpmpp_2m", "cm"]
+Spacing = Literal["uniform", "log_snr"]
+Scheduler: TypeAlias = (
+    DDIMScheduler
+    | DDPMScheduler
+    | DPMSolverMultistepScheduler
+    | EDMEulerScheduler
+    | EDMDPMSolverMultistepScheduler
+    | CMStochasticIterativeScheduler
+)
+STEPS: dict[SamplerKind, tuple[str, ...]] = {
+    "ddim": ("linear", "cosine"),
+    "ancestral": ("linear", "cosine"),
+    "iddpm": ("linear", "cosine"),
+    "dpmpp_2m": ("linear", "cosine"),
+    "edm_euler": ("edm",),
+    "edm_dpmpp_2m": ("edm",),
+    "cm": ("consistency",),
+}
+"""Kinds of noise whose networks each sampler can step."""
+
+
+def karras_scheduler(kind: SamplerKind, nfe: int, noise: KarrasNoise) -> Scheduler:
+    """A scheduler in EDM coordinates; its timesteps are ln(sigma) / 4, or 250 ln(sigma) for ``cm``."""
+    scales = {name: getattr(noise, name) for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
+    made: Scheduler
+    match kind:
+        case "cm":
+            if nfe > noise.num_levels:
+                raise ValueError(f"nfe of cm must be at most {noise.num_levels}, the levels of the noise, got {nfe}")
+            made = CMStochasticIterativeScheduler(num_train_timesteps=noise.num_levels, **scales)
+        case "edm_euler":
+            made = EDMEulerScheduler(**scales)
+        case _:
+            made = EDMDPMSolverMultistepScheduler(**scales)
+    made.set_timesteps(nfe)
+    return made
+
+
+def vp_scheduler(kind: SamplerKind, nfe: int, spacing: Spacing, noise: NoiseSchedule) -> Scheduler:
+    """A scheduler with the noise levels that the network is asked about as its timesteps."""
+    levels = _vp_levels(kind, spacing, noise)
+    if nfe > levels:
+        raise ValueError(f"nfe of {kind} must be at most {levels} for this noise schedule, got {nfe}")
+    common: dict[str, Any] = {"num_train_timesteps": noise.num_timesteps, "trained_betas": noise.betas.numpy()}
+    made: Scheduler
+    match kind:
+        case "ddim":
+            made = DDIMScheduler(**common, clip_sample=True)
+            made.set_timesteps(noise.num_timesteps)
+            made.timesteps = torch.tensor(strided_levels(noise.num_timesteps, nfe))
+            made.alphas_cumprod = _abar_one_below(made.timesteps.tolist(), noise)
+        case "ancestral" | "iddpm":
+            variance = "learned_range" if kind == "iddpm" else "fixed_small"
+            made = DDPMScheduler(**common, clip_sample=True, variance_type=variance)
+            made.set_timesteps(timesteps=chain_levels(noise.num_timesteps, nfe))
+            made.alphas_cumprod = noise.abar
+        case _:
+            made = _solver(nfe, spacing, noise, common)
+    return made
+
+
+def _solver(nfe: int, spacing: Spacing, noise: NoiseSchedule, common: dict[str, Any]) -> DPMSolverMultistepScheduler:
+    even = spacing == "uniform"
+    made = DPMSolverMultistepScheduler(
+        **common,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        timestep_spacing="linspace",
+        lower_order_final=even,
+        euler_at_final=nfe < 10,
+        final_sigmas_type="zero" if even else "sigma_min",
+        lambda_min_clipped=MIN_HALF_LOG_SNR,
+    )
+    made.alphas_cumprod = noise.abar
+    if even:
+        made.set_timesteps(nfe)
+    else:
+        made.set_timesteps(timesteps=log_snr_levels(noise, nfe))
+    return made
+
+
+def _vp_levels(kind: SamplerKind, spacing: Spacing, noise: NoiseSchedule) -> int:
+    """Distinct noise levels that the sampler can visit."""
+    if kind != "dpmpp_2m":
+        return noise.num_timesteps
+    if spacing == "log_snr":
+        return log_snr_start(noise)
+    return accepted_levels(noise) - 1  # It stops above t = 0, the others there.
+
+
+def _abar_one_below(levels: Sequence[int], noise: NoiseSchedule) -> Tensor:
+    """abar in a table where t - 1 holds the level visited after t.
+
+    diffusers' DDIM steps from t to t - T // steps, however the levels lie; made to believe in T
+    steps it looks one below.
+    """
+    table = noise.abar.clone()
+    reached = [*noise.abar[list(levels[1:])].tolist(), 1.0]
+    for level, abar in zip(levels, reached, strict=True):
+        if level > 0:
+            table[level - 1] = abar
+    return table

@@ -1,0 +1,56 @@
+"""Digits at 12 pixels: adversarial consistency distillation against its controls.
+
+    atdiff shards demo --out data/mnist5k
+    atdiff train search_spaces/train_digits_edm.py --shards data/mnist5k/12px --out runs/digits_teacher
+    atdiff compare search_spaces/digits_cm.py
+
+The base model is the plain distillation of that teacher, trained until it stands nearly still; every arm
+goes on from it with another scheme at equal passes. Student and solver arms have the same
+amplitude, in units of the noise; the random control has it too.
+"""
+
+from atdiff_core.balls import L2Ball
+from atdiff_core.metrics.evaluation import EvaluationConfig
+from atdiff_core.networks import preset
+from atdiff_core.optimization import Optimization
+from atdiff_core.perturbations import FreeAT, RandomPerturbation, Unperturbed
+from atdiff_core.samplers import Sampler
+from search_spaces.comparison import Arm, Comparison, Pretrained
+from search_spaces.demo_cm import distillation
+from search_spaces.space import Phase
+
+student, solver = distillation, distillation.but(perturbed="solver")
+ball = L2Ball(radius=0.03)
+attack = FreeAT(ball=ball, num_replays=3, step_size=ball.radius / 2)
+
+comparison = Comparison(
+    name="digits-cm",
+    shards="data/mnist5k",
+    network=preset("digits", resolution=12, image_channels=1),
+    objective=student,
+    teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
+    pretraining=Phase(
+        budget_kpass=192,
+        optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=8),
+    ),
+    finetuning=Phase(
+        budget_kpass=19.2,
+        optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
+    ),
+    arms=(
+        Arm(name="plain", objective=student, perturbation=Unperturbed()),
+        Arm(name="replay", objective=student, perturbation=Unperturbed(num_replays=3)),
+        Arm(
+            name="random",
+            objective=student,
+            perturbation=RandomPerturbation(ball=ball, num_replays=3, step_size=attack.step_size),
+            reference="replay",
+        ),
+        Arm(name="free-at-student", objective=student, perturbation=attack, reference="replay"),
+        Arm(name="free-at-solver", objective=solver, perturbation=attack, reference="replay"),
+    ),
+    seeds=3,
+    evaluation=EvaluationConfig(
+        samples=256, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=4), Sampler(kind="cm", nfe=2))
+    ),
+)
