@@ -19,9 +19,11 @@ from atdiff_core.networks import preset
 from atdiff_core.objectives import Objective
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.objectives.equivariant import Equivariant
-from atdiff_core.optimization import Optimization
+from atdiff_core.objectives.objective import Teacher
 from atdiff_core.perturbations import PGD, FreeAT, Perturbation, Replay, Unperturbed
 from atdiff_core.randomness import Randomness
+from atdiff_core.train_config import NO_TEACHER, TrainConfig
+from atdiff_core.train_state import TrainState
 from benchmarks.measuring import interleaved, machine_line, ratio
 
 RESOLUTION, BATCH, ROUNDS = 16, 64, 40
@@ -55,26 +57,33 @@ SCHEMES: dict[str, tuple[Objective, Perturbation, float, float | None]] = {
 }
 
 
-def minibatch_step(objective: Objective, perturbation: Perturbation) -> Callable[[], None]:
+def minibatch_step(
+    objective: Objective, perturbation: Perturbation, teacher: Teacher | None = None
+) -> Callable[[], None]:
     """Everything the trainer does with one minibatch, on a network of its own."""
-    network = preset("digits", resolution=RESOLUTION, image_channels=1).build()
-    optimization = Optimization()
-    optimizer = optimization.optimizer(network)
-    average = optimization.averaged(network, kpass_per_step=BATCH / 1000)
+    config = TrainConfig(
+        network=preset("digits", resolution=RESOLUTION, image_channels=1), objective=objective,
+        perturbation=perturbation, dataset="", teacher=NO_TEACHER if teacher is None else "given", budget_kpass=1000,
+    )  # fmt: skip
+    state = TrainState.fresh(config, teacher=teacher)
+    network = state.network
     images = torch.rand(BATCH, 1, RESOLUTION, RESOLUTION) * 2 - 1
     randomness = Randomness(0, range(BATCH))
 
     def step() -> None:
-        draw = objective.draw(images, randomness)
+        at_work = objective.beside(state.companions, progress=0.0)
+        draw = at_work.draw(images, randomness)
         minibatch = Minibatch.whole(
-            lambda delta: objective.loss(network, draw, delta),
+            lambda delta: at_work.loss(network, draw, delta),
             BATCH,
-            attack=None if objective.attack_is_loss else lambda delta: objective.attack(network, draw, delta),
+            attack=None if objective.attack_is_loss else lambda delta: at_work.attack(network, draw, delta),
         )
         for _ in perturbation.replays(minibatch, draw.noisy, randomness):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update_parameters(network)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.average.update_parameters(network)
+            if objective.keeps_target:
+                state.average_target(objective.target_decay(0.0))
 
     return step
 

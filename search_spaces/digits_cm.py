@@ -4,9 +4,9 @@
     atdiff train search_spaces/train_digits_edm.py --shards data/mnist5k/12px --out runs/digits_teacher
     atdiff compare search_spaces/digits_cm.py
 
-The base model is the plain distillation of that teacher, trained until it stands nearly still; every arm
-goes on from it with another scheme at equal passes. Student and solver arms have the same
-amplitude, in units of the noise; the random control has it too.
+The base model is the plain distillation of that teacher; every arm goes on from it with another
+scheme at exactly equal passes (the budget is a multiple of every arm's minibatch). Student and solver
+arms have the same amplitude, in units of the noise; the random control has it too.
 """
 
 from atdiff_core.balls import L2Ball
@@ -30,11 +30,11 @@ comparison = Comparison(
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
     pretraining=Phase(
-        budget_kpass=192,
+        budget_kpass=128,
         optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=8),
     ),
     finetuning=Phase(
-        budget_kpass=19.2,
+        budget_kpass=14.336,
         optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
     ),
     arms=(

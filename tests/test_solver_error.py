@@ -70,7 +70,7 @@ def test_the_command_tells_every_level(digits_8px: ShardSet, tmp_path: Path) -> 
     command = ["solver-error", str(tmp_path / "teacher"), *given]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert "in units of the noise" in done.stdout
+    assert "between 4 levels" in done.stdout
     errors = json.loads((tmp_path / "errors.json").read_text())["errors"]
     assert len(errors) == 3
     assert all(each["amplitude"] > 0 for each in errors)
