@@ -102,6 +102,7 @@ class TrainState:
         if start is not None:
             _adopt(network, start)
         average = config.optimization.averaged(network.to(execution.device), kpass_per_step=config.kpass_per_step)
+        target = _target(network, execution) if config.objective.keeps_target else None
         network = execution.prepared(network)
         return cls(
             network=network,
@@ -109,7 +110,7 @@ class TrainState:
             optimizer=config.optimization.optimizer(network),
             scaler=GradScaler(torch.device(execution.device).type, enabled=config.precision == "fp16"),
             history=config.objective.history(),
-            target=_target(network) if config.objective.keeps_target else None,
+            target=target,
             teacher=teacher,
         )
 
@@ -118,11 +119,12 @@ def _teachers(config: TrainConfig) -> str:
     return "a teacher" if config.objective.needs_teacher else "no teacher"
 
 
-def _target(network: NoisePredictor) -> AveragedModel:
-    """A copy that starts where the network does and gets no gradient."""
+def _target(network: NoisePredictor, execution: Execution) -> AveragedModel:
+    """A copy that starts where the network does and gets no gradient; made before the network is compiled."""
     target = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.0))
     target.n_averaged.fill_(1)  # torch's first update would copy the network, whatever the decay.
     target.requires_grad_(False)
+    execution.prepared(cast(NoisePredictor, target.module))
     return target
 
 

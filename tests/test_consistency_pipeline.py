@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from diffusers import ConsistencyModelPipeline
 from sweep_helpers import tiny_space, write_digits
+from synthetic_sweep import Truth, write_sweep
 from typer.testing import CliRunner
 
 from atdiff_core.balls import L2Ball
 from atdiff_core.data.stream import open_shards
 from atdiff_core.karras import KarrasNoise
+from atdiff_core.laws import PowerLaw
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.consistency import ConsistencyDistillation
@@ -28,6 +30,7 @@ from pipeline.sweep import run_sweep
 from pipeline.trial import Judged, Places, run_trial
 from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained, Scratch
+from search_spaces.demo_cm import space as demo_cm
 from search_spaces.domains import ReachDomains, choice, log_range
 from search_spaces.space import Phase, Replication, Space, TeacherPhase
 
@@ -194,6 +197,14 @@ def test_a_teacher_may_predict_noise(shards: Path) -> None:
     space = cm_space(shards, pretraining=teaching, evaluation=evaluation)
     assert space.base_config(8, "").evaluation.samplers == samplers[2:]
     assert space.trial_evaluation.samplers == samplers[:2]
+
+
+def test_the_law_of_students_is_found_as_for_any_objective(tmp_path: Path) -> None:
+    truth = Truth(noise=0.0)
+    students = {name: getattr(demo_cm, name) for name in ("objective", "pretraining", "finetuning", "evaluation")}
+    law = load_result(write_sweep(tmp_path, truth, **students)).law
+    assert isinstance(law, PowerLaw)
+    assert law.exponent == pytest.approx(truth.exponent, abs=0.1)
 
 
 @pytest.mark.cluster

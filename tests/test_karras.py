@@ -9,6 +9,7 @@ from diffusers import CMStochasticIterativeScheduler
 from torch import Tensor
 
 from atdiff_core.karras import KarrasNoise, signal_and_sigma
+from atdiff_core.metrics.mismatch import mismatch
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.samplers import FINISHED, EpsilonScaling, Sampler, sample, trajectory
 
@@ -135,6 +136,14 @@ class TestSampling:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             sampler.scheduler(noise)
+
+    def test_states_of_the_exact_consistency_function_are_noised_data(self) -> None:
+        images = SPREAD * torch.randn(500, *SHAPE, generator=torch.Generator().manual_seed(0))
+        sampler = Sampler(kind="cm", nfe=3)
+        levels = list(mismatch(network_of(CONSISTENCY), CONSISTENCY, sampler, images, samples=400, principal=8))
+        visited = sampler.scheduler(CONSISTENCY).sigmas[:-1].tolist()
+        assert [level.sigma for level in levels] == pytest.approx([*visited, 0.0])
+        assert all(level.distance < 2 * level.floor for level in levels)
 
     def test_epsilon_scaling_is_for_networks_that_predict_noise(self) -> None:
         with pytest.raises(ValueError, match="epsilon_scaling divides a predicted noise, cm steps other networks"):

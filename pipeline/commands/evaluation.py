@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from atdiff_core.samplers import Sampler
     from pipeline.evaluations import Cell, Model
 
-NAMES = "ddim, ancestral, iddpm, dpmpp_2m or dpmpp_2m_logsnr, each also as NAME_es1.017 (epsilon scaling)"
+NAMES = (
+    "ddim, ancestral, iddpm, dpmpp_2m or dpmpp_2m_logsnr, each also as NAME_es1.017 (epsilon scaling); "
+    "edm_euler or edm_dpmpp_2m for EDM denoisers; cm for consistency models"
+)
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Seed of the latents.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images drawn at once; the result does not depend on it.")]

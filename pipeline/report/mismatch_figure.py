@@ -50,4 +50,4 @@ def _level(curves: Mapping[str, Sequence[MismatchAt]], place: int) -> str:
     timesteps = {curve[place].timestep for curve in curves.values()}
     if timesteps == {FINISHED}:
         return "\nimage"
-    return f"\nt={timesteps.pop()}" if len(timesteps) == 1 else ""
+    return f"\nt={timesteps.pop():.0f}" if len(timesteps) == 1 else ""
