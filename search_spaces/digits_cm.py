@@ -1,7 +1,7 @@
-"""Digits at 12 pixels: adversarial consistency distillation against its controls.
+"""Digits at 8 pixels: adversarial consistency distillation against its controls.
 
     atdiff shards demo --out data/mnist5k
-    atdiff train search_spaces/train_digits_edm.py --shards data/mnist5k/12px --out runs/digits_teacher
+    atdiff train search_spaces/train_digits_edm.py --shards data/mnist5k/8px --out runs/digits_teacher
     atdiff compare search_spaces/digits_cm.py
 
 The base model is the plain distillation of that teacher; every arm goes on from it with another
@@ -26,16 +26,16 @@ attack = FreeAT(ball=ball, num_replays=3, step_size=ball.radius / 2)
 comparison = Comparison(
     name="digits-cm",
     shards="data/mnist5k",
-    network=preset("digits", resolution=12, image_channels=1),
+    network=preset("digits", resolution=8, image_channels=1),
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
     pretraining=Phase(
-        budget_kpass=128,
-        optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=8),
+        budget_kpass=64,
+        optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
-        budget_kpass=14.336,
-        optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
+        budget_kpass=7.168,
+        optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=1),
     ),
     arms=(
         Arm(name="plain", objective=student, perturbation=Unperturbed()),
