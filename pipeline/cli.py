@@ -8,7 +8,18 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.commands import checkpoints, comparisons, data, evaluation, inspect, mismatch, networks, solvers, studies
+from pipeline.commands import (
+    checkpoints,
+    comparisons,
+    data,
+    evaluation,
+    inspect,
+    mismatch,
+    networks,
+    shard_sets,
+    solvers,
+    studies,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +28,8 @@ app = typer.Typer(
     help="How strong must adversarial training of a diffusion model be? Sweep small, fit the law, predict large.",
 )
 app.add_typer(data.app, name="shards")
+data.app.command("index")(shard_sets.index)
+data.app.command("verify")(shard_sets.verify)
 app.add_typer(checkpoints.importing, name="import")
 app.add_typer(checkpoints.exporting, name="export")
 app.command("train")(networks.train)

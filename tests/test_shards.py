@@ -2,16 +2,20 @@
 
 import errno
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
+from atdiff_core.data.contents import Captions
+from atdiff_core.data.encoding import FormatChoice
 from atdiff_core.data.index import INDEX_FILE, load_index, set_folder
-from atdiff_core.data.sources import ArraySource, Source
-from atdiff_core.data.unfinished import UNFINISHED
+from atdiff_core.data.sources import ArraySource, Source, SourceSample
+from atdiff_core.data.unfinished import BROKEN_FILE, UNFINISHED
 from atdiff_core.data.writing import write_shards
 from atdiff_core.data.writing_plan import settings_file
 
@@ -31,6 +35,12 @@ def write(source: Source, out: Path, *resolutions: int, samples_per_shard: int =
 def hashes(folder: Path) -> dict[str, str]:
     files = (file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def read_pictures(folder: Path, extension: str) -> dict[str, Image.Image]:
+    urls = [str(file) for file in sorted(folder.glob("*.tar"))]
+    dataset = webdataset.WebDataset(urls, shardshuffle=False)
+    return {each["__key__"]: Image.open(io.BytesIO(each[extension])) for each in dataset}
 
 
 def edit_index(folder: Path, **changes: object) -> None:
@@ -150,6 +160,90 @@ class TestWriting:
         monkeypatch.undo()
         write(tiny_source(), tmp_path, 8, 16)
         assert load_index(tmp_path / "16px").num_samples == 23
+
+
+class TestFormats:
+    @pytest.mark.parametrize("choice", ["png", "webp"])
+    def test_lossless_formats_keep_every_pixel(self, tmp_path: Path, choice: FormatChoice) -> None:
+        source = tiny_source()
+        list(write_shards(source, tmp_path, [32], image_channels=1, image_format=choice))
+        found = read_pictures(tmp_path / "32px", choice)
+        assert all(np.array_equal(found[key].convert("L"), np.asarray(image)) for image, _, key, _ in source)
+        assert load_index(tmp_path / "32px").image_formats == (choice,)
+
+    def test_jpg_is_smaller_the_lower_its_quality(self, tmp_path: Path) -> None:
+        for quality in (20, 95):
+            out = tmp_path / str(quality)
+            list(write_shards(tiny_source(), out, [32], image_channels=1, image_format="jpg", jpg_quality=quality))
+            assert {image.format for image in read_pictures(out / "32px", "jpg").values()} == {"JPEG"}
+        low, high = (load_index(tmp_path / quality / "32px").shards[0].bytes for quality in ("20", "95"))
+        assert low < high
+
+    def test_auto_takes_png_for_small_and_jpg_for_large(self, tmp_path: Path) -> None:
+        list(write_shards(tiny_source(3), tmp_path, [255, 256], image_channels=1))
+        assert load_index(tmp_path / "255px").image_formats == ("png",)
+        assert load_index(tmp_path / "256px").image_formats == ("jpg",)
+
+    def test_large_sets_are_cut_into_tars_of_about_the_bytes_asked_for(self, tmp_path: Path) -> None:
+        source = tiny_source(60)
+        list(write_shards(source, tmp_path, [32, 8], image_channels=1, samples_per_shard=20, shard_bytes=25_000))
+        large, small = load_index(tmp_path / "32px"), load_index(tmp_path / "8px")
+        assert [shard.samples for shard in large.shards] == [7, 7, 6] * 3
+        assert [shard.samples for shard in small.shards] == [10] * 6
+        assert all(12_500 < shard.bytes < 50_000 for shard in large.shards)
+        alone = tmp_path / "alone"
+        list(write_shards(source, alone, [32], image_channels=1, samples_per_shard=20, shard_bytes=25_000))
+        assert hashes(alone / "32px") == hashes(tmp_path / "32px")
+
+
+class Riddled(Source):
+    """Every third sample is broken; every second has captions."""
+
+    name, licence, classes, source_key = "riddled", "CC0", [], "0" * 64
+
+    def __init__(self, total: int, *, broken_every: int = 3) -> None:
+        self._total, self._broken_every = total, broken_every
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, number: int) -> SourceSample:
+        if number % self._broken_every == 0:
+            raise ValueError(f"{number}: not a readable image")
+        captions = (f"number {number}", "with a\nline break", "  ") if number % 2 else ()
+        return SourceSample(Image.new("RGB", (9, 9), (number, 0, 0)), None, f"{number:03d}", captions)
+
+
+class TestBroken:
+    def test_broken_samples_are_skipped_counted_and_listed(self, tmp_path: Path) -> None:
+        list(write_shards(Riddled(20), tmp_path, [8, 4], image_channels=3, samples_per_shard=6))
+        for side in ("8px", "4px"):
+            index = load_index(tmp_path / side)
+            assert (index.num_samples, index.broken, index.classes) == (13, 7, ())
+            assert index.captions == Captions(layout="lines", samples=7, total=14)
+            listed = {each["sample"] for each in json.loads((tmp_path / side / BROKEN_FILE).read_text())}
+            assert listed == {f"sample {number}" for number in range(0, 20, 3)}
+
+    def test_captions_are_one_a_line(self, tmp_path: Path) -> None:
+        list(write_shards(Riddled(20), tmp_path, [8], image_channels=3))
+        urls = [str(tmp_path / "8px" / "000000.tar")]
+        texts = {each["__key__"]: each.get("txt") for each in webdataset.WebDataset(urls, shardshuffle=False)}
+        assert texts["001"] == b"number 1\nwith a line break"
+        assert texts["002"] is None
+
+    def test_a_writing_interrupted_among_broken_samples_ends_the_same(self, tmp_path: Path) -> None:
+        list(write_shards(Riddled(20), tmp_path / "straight", [8], image_channels=3, samples_per_shard=6))
+        writing = write_shards(Riddled(20), tmp_path / "again", [8], image_channels=3, samples_per_shard=6)
+        for _ in range(14):
+            next(writing)
+        writing.close()  # type: ignore[attr-defined]
+        list(write_shards(Riddled(20), tmp_path / "again", [8], image_channels=3, samples_per_shard=6))
+        assert hashes(tmp_path / "again") == hashes(tmp_path / "straight")
+
+    def test_a_source_that_is_broken_throughout_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"riddled: all 5 samples are broken; the first: \d: not a readable"):
+            list(write_shards(Riddled(5, broken_every=1), tmp_path, [8], image_channels=3))
+        assert not (tmp_path / "8px" / INDEX_FILE).exists()
 
 
 class TestIndex:

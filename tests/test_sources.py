@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from atdiff_core.data.image_folder import image_folder
-from atdiff_core.data.resize import resized
+from atdiff_core.data.image_folder import CaptionChoice, image_folder
+from atdiff_core.data.resize import resized, resized_to_each
 from atdiff_core.data.sources import fashion_mnist, mnist_digits
 
 
@@ -34,6 +34,17 @@ def write_pictures(folder: Path) -> None:
     (folder / "red" / "notes.txt").write_text("no image")
 
 
+def adm_centre_crop(image: Image.Image, side: int) -> np.ndarray:
+    """The steps of Dhariwal & Nichol's preparation, in the order in which they take them."""
+    small = image
+    while min(small.width, small.height) >= side + side:
+        small = small.resize((small.width // 2, small.height // 2), Image.BOX)
+    factor = side / min(small.width, small.height)
+    pixels = np.asarray(small.resize((round(small.width * factor), round(small.height * factor)), Image.BICUBIC))
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
 class TestResize:
     @given(values=st.lists(st.integers(0, 255), min_size=64, max_size=64))
     @settings(max_examples=20)
@@ -46,6 +57,28 @@ class TestResize:
         wide = Image.new("L", (30, 10), 0)
         wide.paste(200, (10, 0, 20, 10))
         assert resized(wide, 10, image_channels=1).getextrema() == (200, 200)
+
+    @pytest.mark.parametrize("size", [(500, 375), (375, 500), (64, 64), (127, 300), (33, 1000), (1281, 641), (20, 17)])
+    def test_it_is_the_crop_that_adm_trains_on(self, size: tuple[int, int]) -> None:
+        pixels = np.random.default_rng(sum(size)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        several = resized_to_each(image, [64, 16, 32], image_channels=3)
+        for resolution in (16, 32, 64):
+            wanted = adm_centre_crop(image, resolution)
+            assert np.array_equal(np.asarray(resized(image, resolution, image_channels=3)), wanted)
+            assert np.array_equal(np.asarray(several[resolution]), wanted)
+
+    def test_what_is_transparent_becomes_white(self) -> None:
+        clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
+        half = Image.new("LA", (9, 9), (0, 128))
+        palette = Image.new("P", (9, 9), 3)
+        palette.info["transparency"] = 3
+        for image, grey in [(clear, 255), (half, 127), (palette, 255), (clear.convert("RGB"), 0)]:
+            assert resized(image, 4, image_channels=1).getextrema() == (grey, grey)
+
+    def test_an_endless_stripe_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="1 x 60000 pixels are too long and thin"):
+            resized(Image.new("L", (1, 60_000)), 256, image_channels=1)
 
     @pytest.mark.parametrize("size", [(32, 32), (50, 33), (7, 11), (8, 8), (131, 300)])
     def test_any_size_and_mode_becomes_the_square_asked_for(self, size: tuple[int, int]) -> None:
@@ -83,6 +116,31 @@ class TestSources:
         assert image_folder(tmp_path / "here").source_key == image_folder(tmp_path / "there").source_key
         (tmp_path / "there" / "red" / "0.png").unlink()
         assert image_folder(tmp_path / "here").source_key != image_folder(tmp_path / "there").source_key
+
+    def test_a_folder_of_images_without_subfolders_has_no_classes(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path)
+        Image.new("RGB", (5, 5)).save(tmp_path / "alone.png")
+        source = image_folder(tmp_path)
+        assert (source.classes, len(source)) == ([], 9)
+        assert {sample.label for sample in source} == {None}
+
+    def test_captions_lie_beside_the_images_one_a_line(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path)
+        (tmp_path / "red" / "0.txt").write_bytes("\ufeffA red field.\r\n\r\n  Das Rote – 🟥 \n".encode())
+        choices: list[CaptionChoice] = ["all", "first", "none"]
+        found = {each: [sample.captions for sample in image_folder(tmp_path, captions=each)] for each in choices}
+        assert found["all"][4] == ("A red field.", "Das Rote – 🟥")
+        assert found["first"][4] == ("A red field.",)
+        assert [captions for captions in found["all"] if captions] == [found["all"][4]]
+        assert not any(found["none"])
+        keys = {image_folder(tmp_path, captions=each).source_key for each in choices}
+        assert len(keys) == 3
+
+    def test_captions_that_are_no_text_make_a_broken_sample(self, tmp_path: Path) -> None:
+        write_pictures(tmp_path)
+        (tmp_path / "green" / "0.txt").write_bytes(b"caf\xe9")
+        with pytest.raises(ValueError, match=r"0\.txt: captions must be UTF-8"):
+            image_folder(tmp_path)[0]
 
     def test_a_folder_without_images_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no such folder"):

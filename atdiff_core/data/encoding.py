@@ -16,10 +16,16 @@ MEMBER_OVERHEAD_BYTES = 4096
 """More than a sample's headers, padding, label and the frame of its picture take."""
 
 
+def format_choice(text: str) -> FormatChoice:
+    """A choice by its name."""
+    choices: dict[str, FormatChoice] = {"auto": "auto", "png": "png", "webp": "webp", "jpg": "jpg"}
+    if text not in choices:
+        raise ValueError(f"the image format must be auto, png, webp or jpg, got {text!r}")
+    return choices[text]
+
+
 def chosen_format(choice: FormatChoice, resolution: int) -> ImageFormat:
     """``auto`` is png below 256 px and jpg from there on."""
-    if choice not in ("auto", "png", "webp", "jpg"):
-        raise ValueError(f"the image format must be auto, png, webp or jpg, got {choice!r}")
     if choice == "auto":
         return "jpg" if resolution >= LARGE_RESOLUTION else "png"
     return choice

@@ -25,8 +25,11 @@ def picture_from(file: Path) -> Image.Image:
     return picture(file.read_bytes(), str(file))
 
 
-def picture(content: bytes, name: str) -> Image.Image:
-    """The picture in some bytes, turned upright as its EXIF data say; errors call it ``name``.
+def picture(content: bytes, name: str, *, upright: bool = True) -> Image.Image:
+    """The picture in some bytes, decoded to its end; errors call it ``name``.
+
+    Args:
+        upright: Whether it is turned as its EXIF data say.
 
     Raises:
         ValueError: If it cannot be decoded to its end as PNG, JPEG, WebP or BMP, has more than
@@ -37,7 +40,7 @@ def picture(content: bytes, name: str) -> Image.Image:
             image: Image.Image = opened
             if opened.width * opened.height <= MAX_PIXELS:
                 opened.load()
-                image = ImageOps.exif_transpose(opened)
+                image = ImageOps.exif_transpose(opened) if upright else opened
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to.
         raise ValueError(f"{name}: not a readable image ({error or type(error).__name__})") from error
     if image.width * image.height > MAX_PIXELS:

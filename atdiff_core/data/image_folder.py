@@ -9,7 +9,6 @@ from atdiff_core.data.image_files import FORMATS, picture_from
 from atdiff_core.data.sources import Source, SourceSample, numbered_key
 
 CaptionChoice = Literal["all", "first", "none"]
-CAPTION_CHOICES = ("all", "first", "none")
 MAX_CAPTION_BYTES = 2**20
 
 
@@ -71,9 +70,15 @@ def image_folder(path: Path, *, licence: str = "not stated", captions: CaptionCh
         ValueError: If the folder is missing, has no picture, or a class has no image; and when
             an image is asked for that cannot be decoded.
     """
-    if captions not in CAPTION_CHOICES:
-        raise ValueError(f"captions must be all, first or none, got {captions!r}")
     return ImageFolder(path, licence=licence, captions=captions)
+
+
+def caption_choice(text: str) -> CaptionChoice:
+    """A choice by its name."""
+    choices: dict[str, CaptionChoice] = {"all": "all", "first": "first", "none": "none"}
+    if text not in choices:
+        raise ValueError(f"captions must be all, first or none, got {text!r}")
+    return choices[text]
 
 
 def _listing(path: Path) -> tuple[list[str], list[tuple[Path, int | None]]]:

@@ -133,7 +133,7 @@ def load_index(path: Path) -> ShardIndex:
         ValueError: If the folder or its index is missing or damaged, a shard or its table of
             members is missing, a shard has another size, or the set is empty.
     """
-    index = _read_index(path)
+    index = read_index(path)
     if index.num_samples == 0:
         raise ValueError(f"{path}: the set is empty")
     for shard in index.shards:
@@ -147,7 +147,8 @@ def load_index(path: Path) -> ShardIndex:
     return index
 
 
-def _read_index(path: Path) -> ShardIndex:
+def read_index(path: Path) -> ShardIndex:
+    """The index of a folder, not compared with anything; see ``load_index``."""
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder of shards")
     file = path / INDEX_FILE

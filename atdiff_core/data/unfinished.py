@@ -16,6 +16,9 @@ from atdiff_core.files import write_bytes, write_json
 UNFINISHED = "unfinished"
 """Folder in that of a set while it is being written: its settings, and what is known of each whole shard."""
 
+BROKEN_FILE = "broken.json"
+"""Lists the samples of the source that cannot be read, beside the index."""
+
 
 class Broken(Config):
     """A sample of the source that cannot be read.

@@ -14,6 +14,7 @@ from atdiff_core.data.index import INDEX_FILE, ShardIndex
 from atdiff_core.data.resize import resized_to_each
 from atdiff_core.data.sources import Source, SourceSample
 from atdiff_core.data.unfinished import (
+    BROKEN_FILE,
     UNFINISHED,
     Broken,
     Receipt,
@@ -24,9 +25,6 @@ from atdiff_core.data.unfinished import (
 )
 from atdiff_core.data.writing_plan import JPG_QUALITY, SHARD_BYTES, Cut, WritingPlan, planned, settings_file
 from atdiff_core.files import write_json
-
-BROKEN_FILE = "broken.json"
-"""Lists the samples of the source that cannot be read, beside the index."""
 
 
 @dataclass(frozen=True)
