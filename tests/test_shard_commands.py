@@ -1,6 +1,7 @@
 """``atdiff shards …`` from the command line, and the same bytes from Ray's workers as from one process."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from atdiff_core.data.sources import ArraySource
 from atdiff_core.data.writing import write_shards
 from atdiff_core.data.writing_plan import planned
 from pipeline import cli, shard_writing
+from pipeline.cluster import ray_session
 from pipeline.parallel import chosen_workers, in_parts
 from pipeline.shard_writing import write_plan
 
@@ -117,12 +119,6 @@ class TestWorkers:
             chosen_workers(2, samples=1)
 
 
-def _broken_part(shared: str, part: int):  # type: ignore[no-untyped-def]
-    yield part
-    if part == 1:
-        raise ValueError(f"{shared} is broken")
-
-
 @pytest.mark.cluster
 def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
@@ -130,7 +126,11 @@ def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: 
     source = ArraySource("noise", "CC0", ["a", "b"], images, (np.arange(230) % 2).astype(np.uint8))
     list(write_shards(source, tmp_path / "alone", [16, 8], image_channels=1, samples_per_shard=25))
     plan = planned(source, tmp_path / "shared", [16, 8], image_channels=1, samples_per_unit=25)
-    from pipeline.cluster import ray_session
+
+    def broken_part(shared: str, part: int) -> Iterator[int]:  # Inside, so that it travels to the workers whole.
+        yield part
+        if part == 1:
+            raise ValueError(f"{shared} is broken")
 
     with ray_session(2):
         write_plan(plan, workers=2)
@@ -138,4 +138,4 @@ def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: 
         index = load_index(tmp_path / "shared" / "16px")
         assert shard_writing.verify_folder(tmp_path / "shared" / "16px", index, hashes=True, workers=2) == []
         with pytest.raises(ValueError, match=r"^it is broken$"):
-            list(in_parts(_broken_part, "it", 3, workers=2))
+            list(in_parts(broken_part, "it", 3, workers=2))
