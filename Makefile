@@ -24,8 +24,10 @@ demo: setup
 	$(BIN)/atdiff shards demo --out data/mnist5k --resolutions 8,12,16
 	$(BIN)/atdiff sweep $(SPACE_$(BUDGET)) --root $(ROOT)
 
+# Tests without a cluster share the cores among processes of one thread; those that start a real Ray run alone.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster" --numprocesses 2
+	$(BIN)/python -m pytest -m cluster
 
 lint: setup
 	$(BIN)/ruff check .
