@@ -201,9 +201,10 @@ def _flipped(images: Tensor, randomness: Randomness) -> Tensor:
 
 
 def _gathered(mine: Tensor, world_size: int) -> Tensor:
+    """The values of all ranks in the order of the minibatch, whose rows are dealt to the ranks in turn."""
     pieces = [torch.empty_like(mine) for _ in range(world_size)]
     dist.all_gather(pieces, mine.contiguous())
-    return torch.cat(pieces)
+    return torch.stack(pieces, dim=1).flatten()
 
 
 def _check_shards(config: TrainConfig, shards: ShardSet) -> None:

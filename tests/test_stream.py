@@ -15,7 +15,7 @@ from PIL import Image
 
 from atdiff_core.data import decoding, stream
 from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, load_index
-from atdiff_core.data.order import SampleOrder
+from atdiff_core.data.order import Layout, Places, SampleOrder
 from atdiff_core.data.sources import ArraySource
 from atdiff_core.data.stream import Batch, ShardSet, open_shards
 from atdiff_core.data.writing import write_shards
@@ -49,11 +49,12 @@ def keys(shards: ShardSet, count: int, *, seed: int = 0, batch_size: int = 8, fi
 
 
 def joined(parts: list[Batch]) -> Batch:
+    """The global minibatch of the ranks' parts."""
     return Batch(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        [position for part in parts for position in part.positions],
-        [key for part in parts for key in part.keys],
+        torch.stack([part.images for part in parts], dim=1).flatten(0, 1),
+        torch.stack([part.labels for part in parts], dim=1).flatten(),
+        [position for row in zip(*(part.positions for part in parts), strict=True) for position in row],
+        [key for row in zip(*(part.keys for part in parts), strict=True) for key in row],
     )
 
 
@@ -62,34 +63,76 @@ def same(one: Batch, other: Batch) -> bool:
     return tensors and one.positions == other.positions and one.keys == other.keys
 
 
+LAYOUTS = st.builds(Layout, st.sampled_from([1, 2, 3, 5, 12, 24]), st.integers(1, 5))
+COUNTS = st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(lambda counts: sum(counts) >= 5)
+
+
+def pairs(places: Places) -> list[tuple[int, int]]:
+    return list(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
+
+
 class TestOrder:
-    @given(
-        counts=st.lists(st.integers(0, 7), min_size=1, max_size=9).filter(any),
-        shards_per_block=st.integers(1, 4),
-        seed=st.integers(0, 2**32),
-        epoch=st.integers(0, 3),
-    )
+    def test_a_layout_of_more_blocks_than_samples_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="3 samples cannot be laid out"):
+            SampleOrder([1, 2], Layout(1, 4))
+
+    @given(counts=COUNTS, layout=LAYOUTS, seed=st.integers(0, 2**32), epoch=st.integers(0, 3))
     def test_every_sample_comes_exactly_once_per_epoch(
-        self, counts: list[int], shards_per_block: int, seed: int, epoch: int
+        self, counts: list[int], layout: Layout, seed: int, epoch: int
     ) -> None:
-        order = SampleOrder(tuple(counts), shards_per_block)
         total = sum(counts)
-        places = order.places(seed, epoch * total, (epoch + 1) * total)
-        pairs = sorted(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
-        assert pairs == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+        places = SampleOrder(counts, layout).places(seed, epoch * total, (epoch + 1) * total)
+        assert sorted(pairs(places)) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
 
-    @given(start=st.integers(0, 60), length=st.integers(1, 60), seed=st.integers(0, 100))
-    def test_a_stretch_of_the_stream_is_the_sum_of_its_positions(self, start: int, length: int, seed: int) -> None:
-        order = SampleOrder((5, 2, 7, 1, 4), 2)
-        whole = order.places(seed, start, start + length)
-        single = [order.places(seed, position, position + 1) for position in range(start, start + length)]
-        assert torch.equal(whole.shards, torch.cat([each.shards for each in single]))
-        assert torch.equal(whole.rows, torch.cat([each.rows for each in single]))
+    @given(
+        start=st.integers(0, 60),
+        length=st.integers(0, 60),
+        step=st.integers(1, 7),
+        layout=LAYOUTS,
+        seed=st.integers(0, 99),
+    )
+    def test_a_stretch_of_the_stream_is_the_sum_of_its_positions(
+        self, start: int, length: int, step: int, layout: Layout, seed: int
+    ) -> None:
+        order = SampleOrder((5, 2, 7, 1, 4), layout)
+        single = [pairs(order.places(seed, each, each + 1))[0] for each in range(start, start + length, step)]
+        assert pairs(order.places(seed, start, start + length, step)) == single
 
-    def test_a_block_needs_no_more_shards_than_it_may(self) -> None:
-        order = SampleOrder((5,) * 12, 3)
-        for start in range(0, 60, 15):
-            assert len(set(order.places(0, start, start + 15).shards.tolist())) == 3
+    @given(world_size=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]), seed=st.integers(0, 99))
+    def test_ranks_read_runs_of_their_own(self, world_size: int, seed: int) -> None:
+        layout = Layout(num_streams=24, num_blocks=4)
+        order = SampleOrder([40] * 24, layout)
+        shards, ends, opened_at = order._epoch(seed, 0)
+        starts = ends - order.counts[shards]
+        where = torch.empty(24, dtype=torch.int64).scatter_(0, shards, starts)  # Of each shard in the circle.
+        for block in range(4):
+            for rank in range(world_size):
+                places = order.places(seed, block * 240 + rank, (block + 1) * 240, world_size)
+                circle = (where[places.shards] + places.rows - opened_at) % 960
+                runs = (circle // 10).unique()
+                assert len(circle) == 10 * len(runs) == 240 // world_size, "runs of ten are read whole or not at all"
+                if world_size in (1, 2, 4, 8):
+                    assert runs[-1] - runs[0] == len(runs) - 1, "they are neighbours"
+
+    def test_a_minibatch_is_drawn_from_the_whole_block(self) -> None:
+        order = SampleOrder([384 * 64], Layout(384, 1))
+        for start in range(0, 384 * 64, 48 * 64):
+            eighths = order.places(0, start, start + 48).rows.mul(8).div(384 * 64, rounding_mode="floor")
+            assert torch.bincount(eighths, minlength=8).max() <= 8  # Random draws would give 6 +- 2.3.
+
+    def test_small_sets_are_shuffled_as_a_whole_and_big_ones_in_blocks(self) -> None:
+        assert Layout.of(53, 200_000) == Layout(1, 1)
+        assert Layout.of(50_000, 120 * 10**6) == Layout(48, 1)
+        imagenet = Layout.of(1_281_167, 140 * 10**9)
+        assert imagenet.num_streams == 384
+        assert 0.9 < 140 * 10**9 / imagenet.num_blocks / (768 * 2**20) < 1.1
+
+    @given(st.integers(1, 10**9), st.integers(1, 10**14))
+    def test_every_layout_has_runs_long_enough(self, num_samples: int, num_bytes: int) -> None:
+        layout = Layout.of(num_samples, num_bytes)
+        runs = layout.num_blocks * layout.num_streams
+        assert 384 % layout.num_streams == 0
+        assert runs == 1 or num_samples / runs >= max(16, 0.9 * num_samples / num_bytes * 2**21)
 
 
 class TestBatches:

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from atdiff_core.data.cache import ShardCache
 from atdiff_core.data.decoding import DecodedShard, decoded_shard
-from atdiff_core.data.index import ShardIndex, load_index
-from atdiff_core.data.order import Places, SampleOrder
+from atdiff_core.data.index import load_index
+from atdiff_core.data.order import Layout, Places, SampleOrder
 
 CACHE_BYTES = 256 * 2**20
-BLOCK_BYTES = 128 * 2**20
-"""Decoded size of the shards that are shuffled together: they must fit into the cache at once."""
-MAX_SHARDS_PER_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,9 @@ class ShardSet:
         self.path = path
         self.index = load_index(path)
         self._cache = ShardCache(self._decode, cache_bytes)
-        counts = tuple(shard.samples for shard in self.index.shards)
-        self._stream = SampleOrder(counts, _shards_per_block(self.index))
+        counts = [shard.samples for shard in self.index.shards]
+        layout = Layout.of(sum(counts), sum(shard.bytes for shard in self.index.shards))
+        self._order = SampleOrder(counts, layout)
 
     @property
     def resolution(self) -> int:
@@ -68,8 +66,9 @@ class ShardSet:
         """The minibatches from number ``first`` on, without end.
 
         Minibatch b holds the positions ``b * batch_size`` to ``(b + 1) * batch_size - 1`` of the
-        infinite stream, and rank r the r-th of ``world_size`` equal runs of its rows. To resume
-        is to pass the number of minibatches done; shards before it are not read.
+        infinite stream. Rank r has every ``world_size``-th of its rows, from the r-th on, which lie
+        together in the shards (see ``SampleOrder``). To resume is to pass the number of minibatches
+        done; shards before it are not read.
 
         Raises:
             ValueError: At once, if an argument is out of range; while iterating, if a shard is damaged.
@@ -80,9 +79,8 @@ class ShardSet:
             raise ValueError(f"rank must be one of world_size ranks, got rank {rank} of {world_size}")
         if batch_size % world_size:
             raise ValueError(f"batch_size must be a multiple of world_size, got {batch_size} and {world_size}")
-        rows = batch_size // world_size
-        starts = count(first * batch_size + rank * rows, batch_size)
-        return (self._batch(seed, range(start, start + rows)) for start in starts)
+        starts = count(first * batch_size, batch_size)
+        return (self._batch(seed, range(start + rank, start + batch_size, world_size)) for start in starts)
 
     def images(self, limit: int | None = None, batch_size: int = 256) -> Iterator[Tensor]:
         """All images once, or the first ``limit``, in the order of the shards.
@@ -101,7 +99,7 @@ class ShardSet:
             yield _scaled(self._gathered(Places(shards, rows)).images)
 
     def _batch(self, seed: int, positions: range) -> Batch:
-        gathered = self._gathered(self._stream.places(seed, positions.start, positions.stop))
+        gathered = self._gathered(self._order.places(seed, positions.start, positions.stop, positions.step))
         return Batch(_scaled(gathered.images), gathered.labels, list(positions), gathered.keys)
 
     def _gathered(self, places: Places) -> DecodedShard:
@@ -138,10 +136,3 @@ def open_shards(path: Path, *, cache_bytes: int = CACHE_BYTES) -> ShardSet:
 def _scaled(images: Tensor) -> Tensor:
     """Bytes to [-1, 1], both ends exact."""
     return images.float().div_(127.5).sub_(1)
-
-
-def _shards_per_block(index: ShardIndex) -> int:
-    """How many shards are shuffled together: by the index alone, for the stream must not hang on a cache."""
-    bytes_per_sample = index.image_channels * index.resolution**2
-    largest = max(shard.samples for shard in index.shards) * bytes_per_sample
-    return min(max(BLOCK_BYTES // largest, 1), MAX_SHARDS_PER_BLOCK)
