@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atdiff_core.config import Config
 
 if TYPE_CHECKING:
-    from atdiff_core.data.stream import Batch
+    from atdiff_core.data.batch import Batch
 
 
 class UNet(Config):

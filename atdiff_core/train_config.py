@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from atdiff_core.config import Config
+from atdiff_core.data.corruption import Clean, Corruption
 from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
 from atdiff_core.objectives.denoising import Denoising
@@ -53,6 +54,7 @@ class TrainConfig(Config):
         precision: Of the network's arithmetic. Parameters, losses and perturbations stay float32;
             with fp16 the gradients are scaled, those of the perturbation scaled back.
         dataset: Fingerprint of the shards, a sha256 of their index.
+        corruption: Of the data that the network sees; it is judged against clean data.
         flip: Whether every other sample is mirrored, at random.
         start_from: ``scratch``, or the key of the snapshot whose weights are fine-tuned. As in
             AT_Diff the optimizer starts afresh; network and average both start at the snapshot.
@@ -70,6 +72,7 @@ class TrainConfig(Config):
     optimization: Optimization = Optimization()
     precision: Precision = "float32"
     dataset: str
+    corruption: Corruption = Clean()
     flip: bool = False
     start_from: str = SCRATCH
     teacher: str = NO_TEACHER

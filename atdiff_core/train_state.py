@@ -24,16 +24,21 @@ class Execution:
             Smaller slices accumulate their gradients. Dropout masks depend on it.
         compile: Whether torch compiles the network (minutes at the start; off on a CPU).
         channels_last: Memory layout of the convolutions; faster on GPUs.
+        data_workers: Processes of each rank that read and decode ahead. None is best for sets
+            that fit into memory (``ShardSet.batches``).
     """
 
     device: str = "cpu"
     slice_size: int = 0
     compile: bool = False
     channels_last: bool = False
+    data_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.slice_size < 0:
             raise ValueError(f"slice_size must be >= 0 (0 for the whole minibatch), got {self.slice_size}")
+        if self.data_workers < 0:
+            raise ValueError(f"data_workers must be >= 0 (0: the rank itself reads), got {self.data_workers}")
 
     def prepared(self, network: NoisePredictor) -> NoisePredictor:
         """The network, moved and laid out in place."""

@@ -1,7 +1,7 @@
 """The training loop, as an iterator of progress: the only place objective meets perturbation."""
 
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from atdiff_core.data.stream import Batch, ShardSet
+from atdiff_core.data.batch import Batch
+from atdiff_core.data.corruption import check_outliers, corrupted
+from atdiff_core.data.stream import ShardSet
 from atdiff_core.minibatch import Loss, Minibatch, Slice
 from atdiff_core.objectives.drawing import Draw
 from atdiff_core.objectives.objective import LiveObjective
@@ -68,6 +70,7 @@ def train(
     rank: int = 0,
     world_size: int = 1,
     execution: Execution | None = None,
+    outliers: ShardSet | None = None,
 ) -> Iterator[Progress]:
     """Train ``state`` in place until the budget is spent, reporting as it goes.
 
@@ -80,31 +83,43 @@ def train(
         stop_at: Numbers of minibatches after which to report as well, so that the caller can
             judge or checkpoint exactly there.
         execution: As given to ``TrainState.fresh``.
+        outliers: The set that ``config.corruption`` takes outliers from, where it takes some.
     """
     config.budget_check()
     _check_shards(config, shards)
-    step = _Step(config, state, execution or Execution(), world_size)
+    check_outliers(config.corruption, shards, outliers)
+    execution = execution or Execution()
+    step = _Step(config, state, execution, world_size, outliers)
     meter = _Meter(world_size)
-    batches = shards.batches(
-        seed=config.seed, batch_size=config.batch_size, first=state.minibatches, rank=rank, world_size=world_size
+    stream = shards.batches(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first=state.minibatches,
+        rank=rank,
+        world_size=world_size,
+        workers=execution.data_workers,
     )
     next_report = _next_multiple(state.minibatches * config.kpass_per_minibatch, report_every_kpass)
-    for batch in islice(batches, config.minibatches - state.minibatches):
-        kpass = (state.minibatches + 1) * config.kpass_per_minibatch
-        asked = state.minibatches + 1 in stop_at or state.minibatches + 1 == config.minibatches
-        due = asked or kpass >= next_report - 1e-9
-        perturbation = config.perturbation.at_strength(step.strength)
-        meter.add(*step.descend(batch, perturbation, measure_clean=due), perturbation)
-        if due:
-            next_report = _next_multiple(kpass, report_every_kpass)
-            yield meter.report(config, state)
+    with closing(stream) as batches:
+        for batch in islice(batches, config.minibatches - state.minibatches):
+            kpass = (state.minibatches + 1) * config.kpass_per_minibatch
+            asked = state.minibatches + 1 in stop_at or state.minibatches + 1 == config.minibatches
+            due = asked or kpass >= next_report - 1e-9
+            perturbation = config.perturbation.at_strength(step.strength)
+            meter.add(*step.descend(batch, perturbation, measure_clean=due), perturbation)
+            if due:
+                next_report = _next_multiple(kpass, report_every_kpass)
+                yield meter.report(config, state)
 
 
 class _Step:
     """Everything between a minibatch of images and the changed weights."""
 
-    def __init__(self, config: TrainConfig, state: TrainState, execution: Execution, world_size: int) -> None:
+    def __init__(
+        self, config: TrainConfig, state: TrainState, execution: Execution, world_size: int, outliers: ShardSet | None
+    ) -> None:
         self._config, self._state, self._execution, self._world_size = config, state, execution, world_size
+        self._outliers = outliers
         self._network: nn.Module = DistributedDataParallel(state.network) if world_size > 1 else state.network
 
     @property
@@ -143,7 +158,8 @@ class _Step:
 
     def _draws(self, objective: LiveObjective, batch: Batch, randomness: Randomness) -> list[Draw]:
         config, device = self._config, self._execution.device
-        images = _flipped(batch.images, randomness) if config.flip else batch.images
+        images = corrupted(batch, config.corruption, self._outliers)
+        images = _flipped(images, randomness) if config.flip else images
         condition = config.network.condition_of(batch)
         size = self._execution.slice_size or len(images)
         with self._autocast(device):

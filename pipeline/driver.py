@@ -8,6 +8,7 @@ from pathlib import Path
 from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
+from atdiff_core.data.addresses import Address, anywhere, joined
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.networks import UNet
 from atdiff_core.train_state import Execution
@@ -32,7 +33,7 @@ class Rung:
     """
 
     shards: ShardSet
-    folder: Path
+    folder: Address
     base: TrialConfig
     start: Path | None = None
     teacher: Path | None = None
@@ -48,12 +49,12 @@ def open_rung(
     """The shard set of the network's resolution, and the base model on it.
 
     Args:
-        shards: Folder of ``<resolution>px`` shard sets.
+        shards: Folder of ``<resolution>px`` shard sets, or a remote address of one.
         base_config: From the fingerprint of a dataset to the base model.
         start: Snapshot of a base model that exists already.
         teacher: Snapshot of a teacher that is not the base model.
     """
-    folder = Path(shards) / f"{network.resolution}px"
+    folder = joined(shards, f"{network.resolution}px")
     opened = open_shards(folder)
     if opened.image_channels != network.image_channels:
         raise ValueError(f"the network takes {network.image_channels} channels, {folder} holds {opened.image_channels}")
@@ -134,7 +135,7 @@ class Driver:
         rung = next(rung for rung in self.rungs if rung.shards.resolution == resolution)
         start = (rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve()
         return Places(
-            shards=rung.folder.resolve(),
+            shards=anywhere(rung.folder),
             folder=self.workspace.trial(assignment.key).resolve(),
             start=start,
             teacher=rung.teacher.resolve() if rung.teacher else start,

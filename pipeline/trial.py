@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from atdiff_core.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
+from atdiff_core.data.addresses import Address
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.files import read_json, write_json
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
@@ -38,15 +39,17 @@ class Places:
         threads: CPU threads of the process.
         execution: Device, memory layout and slicing.
         teacher: Snapshot that teaches it; ignored by a trial without a teacher.
+        outliers: Shard set that the config's corruption takes outliers from, where it takes some.
     """
 
-    shards: Path
+    shards: Address
     folder: Path
     start: Path
     cache: Path
     threads: int = 1
     execution: Execution = field(default_factory=Execution)
     teacher: Path = Path()
+    outliers: Address | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ class Trained:
 
 
 @lru_cache(maxsize=8)
-def _opened(shards: Path) -> ShardSet:
+def _opened(shards: Address) -> ShardSet:
     return open_shards(shards)
 
 
 @lru_cache(maxsize=8)
-def _evaluator(config: EvaluationConfig, shards: Path, cache: Path, device: str) -> Evaluator:
+def _evaluator(config: EvaluationConfig, shards: Address, cache: Path, device: str) -> Evaluator:
     return Evaluator(config, _opened(shards), cache, device=device)
 
 
@@ -108,6 +111,7 @@ def run_trial(
         rank=rank,
         world_size=world_size,
         execution=places.execution,
+        outliers=None if places.outliers is None else _opened(places.outliers),
     ):
         if rank == 0:
             append_curve(places.folder, progress.kpass, progress.metrics)

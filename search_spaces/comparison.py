@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from atdiff_core.config import Config
+from atdiff_core.data.corruption import Clean, GaussianNoise
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
@@ -68,7 +69,7 @@ class Comparison(Config):
 
     Attributes:
         name: Names the comparison; one name, one configuration.
-        shards: Folder that holds ``<resolution>px`` shard sets. Not part of any trial's key:
+        shards: Folder, or address, of ``<resolution>px`` shard sets. Not part of any trial's key:
             the fingerprint of the shards is.
         network: The U-Net, resolution included.
         objective: The loss of the base model.
@@ -80,6 +81,7 @@ class Comparison(Config):
         finetuning: From the base model to the end of a trial, for every arm.
         batch_size: Images a minibatch.
         precision: Of the network's arithmetic.
+        corruption: Noise on the data that the networks see; they are judged against clean data.
         flip: Whether every other sample is mirrored.
         arms: What is compared; one of them is ``plain``.
         seeds: Trials of each arm, with the seeds 1, 2, …; the base model has seed 0.
@@ -97,6 +99,7 @@ class Comparison(Config):
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
     precision: Precision = "float32"
+    corruption: Annotated[Clean | GaussianNoise, Field(discriminator="kind")] = Clean()
     flip: bool = False
     arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
     seeds: Annotated[int, Field(ge=1)] = 3
@@ -195,6 +198,7 @@ class Comparison(Config):
             optimization=phase.optimization,
             precision=self.precision,
             dataset=dataset,
+            corruption=self.corruption,
             flip=self.flip,
             start_from=start_from,
             teacher=teacher if self.objective.needs_teacher else NO_TEACHER,

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from atdiff_core.config import Config
+from atdiff_core.data.corruption import Clean, GaussianNoise
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
@@ -90,7 +91,7 @@ class Space(Config):
 
     Attributes:
         name: Names the sweep; one name, one configuration.
-        shards: Folder that holds ``<resolution>px`` shard sets. Not part of any trial's key:
+        shards: Folder, or address, of ``<resolution>px`` shard sets. Not part of any trial's key:
             the fingerprint of the shards is.
         ladder: Resolutions, in pixels, ascending.
         predict_at: Resolution whose eta* is predicted, not searched.
@@ -101,6 +102,7 @@ class Space(Config):
         finetuning: From the base model to a trial.
         batch_size: Images a minibatch.
         precision: Of the network's arithmetic.
+        corruption: Noise on the data that the networks see; they are judged against clean data.
         flip: Whether every other sample is mirrored.
         domains: What varies.
         evaluation: How networks are judged; its first sampler gives the trial metric, the
@@ -122,6 +124,7 @@ class Space(Config):
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
     precision: Precision = "float32"
+    corruption: Annotated[Clean | GaussianNoise, Field(discriminator="kind")] = Clean()
     flip: bool = False
     domains: Domains
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -185,6 +188,7 @@ class Space(Config):
             optimization=self.pretraining.optimization,
             precision=self.precision,
             dataset=dataset,
+            corruption=self.corruption,
             flip=self.flip,
             batch_size=self.batch_size,
             budget_kpass=self.pretraining.budget_kpass,

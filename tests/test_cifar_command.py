@@ -8,8 +8,7 @@ import pytest
 from test_cifar import NAMES, folder
 
 from atdiff_core.data.cifar import cifar10
-from atdiff_core.data.decoding import decoded_shard
-from atdiff_core.data.index import load_index
+from atdiff_core.data.stream import open_shards
 from pipeline import cli
 
 __all__ = ["folder"]  # A fixture.
@@ -23,9 +22,10 @@ def test_it_writes_colour_shards_that_hold_the_same_pixels(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    index = load_index(out / "32px")
+    shards = open_shards(out / "32px")
+    index = shards.index
     assert (index.image_channels, index.num_samples, list(index.classes)) == (3, 10, NAMES)
-    written = [image for shard in index.shards for image in decoded_shard(out / "32px", shard, index).images]
+    written = next(shards.batches(seed=0, batch_size=10)).content
     wanted = [np.asarray(sample.image) for sample in cifar10(folder)]
-    read_back = sorted(image.permute(1, 2, 0).numpy().tobytes() for image in written)
+    read_back = sorted(image.numpy().tobytes() for image in written)
     assert read_back == sorted(image.tobytes() for image in wanted)

@@ -1,27 +1,26 @@
 """The exact stream over a set of shards."""
 
-import io
-import tarfile
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from atdiff_core.data import decoding, stream
-from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, load_index
+from atdiff_core.data.batch import Batch
+from atdiff_core.data.decoding import SampleDecoder
+from atdiff_core.data.index import load_index
 from atdiff_core.data.order import Layout, Places, SampleOrder
+from atdiff_core.data.shard_files import LocalFiles
 from atdiff_core.data.sources import ArraySource
-from atdiff_core.data.stream import Batch, ShardSet, open_shards
+from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.data.writing import write_shards
 
 NUM_SAMPLES = 53
-Members = dict[str, bytes]
 
 
 def make_set(out: Path, *, samples_per_shard: int = 5) -> Path:
@@ -50,17 +49,29 @@ def keys(shards: ShardSet, count: int, *, seed: int = 0, batch_size: int = 8, fi
 
 def joined(parts: list[Batch]) -> Batch:
     """The global minibatch of the ranks' parts."""
+
+    def dealt(rows: Iterable[Sequence[Any]]) -> list[Any]:
+        return [value for row in zip(*rows, strict=True) for value in row]
+
     return Batch(
-        torch.stack([part.images for part in parts], dim=1).flatten(0, 1),
+        torch.stack([part.content for part in parts], dim=1).flatten(0, 1),
         torch.stack([part.labels for part in parts], dim=1).flatten(),
-        [position for row in zip(*(part.positions for part in parts), strict=True) for position in row],
-        [key for row in zip(*(part.keys for part in parts), strict=True) for key in row],
+        dealt(part.captions for part in parts),
+        dealt(part.positions for part in parts),
+        dealt(part.numbers for part in parts),
+        dealt(part.keys for part in parts),
     )
 
 
 def same(one: Batch, other: Batch) -> bool:
-    tensors = torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-    return tensors and one.positions == other.positions and one.keys == other.keys
+    tensors = torch.equal(one.content, other.content) and torch.equal(one.labels, other.labels)
+    lists = (one.positions, one.numbers, one.keys, one.captions) == (
+        other.positions,
+        other.numbers,
+        other.keys,
+        other.captions,
+    )
+    return tensors and lists
 
 
 LAYOUTS = st.builds(Layout, st.sampled_from([1, 2, 3, 5, 12, 24]), st.integers(1, 5))
@@ -166,6 +177,26 @@ class TestBatches:
         for _ in range(10):
             assert same(next(alone), joined([next(rank) for rank in ranks]))
 
+    @given(
+        seed=st.integers(0, 2**40),
+        rows=st.integers(1, 3),
+        sizes=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 8, 12]), st.integers(1, 5)), min_size=1, max_size=4),
+    )
+    def test_stopped_anywhere_and_resumed_at_any_world_size_nothing_is_lost(
+        self, shards: ShardSet, seed: int, rows: int, sizes: list[tuple[int, int]]
+    ) -> None:
+        batch_size = 24 * rows
+        straight = shards.batches(seed=seed, batch_size=batch_size)
+        done = 0
+        for world_size, count in sizes:
+            ranks = [
+                shards.batches(seed=seed, batch_size=batch_size, first=done, rank=rank, world_size=world_size)
+                for rank in range(world_size)
+            ]
+            for _ in range(count):
+                assert same(next(straight), joined([next(rank) for rank in ranks]))
+            done += count
+
     @given(first=st.integers(0, 40), batch_size=st.sampled_from([1, 4, 60, 130]))
     def test_starting_at_a_minibatch_equals_skipping_those_before(
         self, shards: ShardSet, first: int, batch_size: int
@@ -174,40 +205,48 @@ class TestBatches:
         started = next(shards.batches(seed=1, batch_size=batch_size, first=first))
         assert same(skipped, started)
 
-    def test_starting_late_reads_no_skipped_shard(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_starting_late_reads_nothing_that_was_skipped(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read = []
 
-        def noted(folder: Path, shard: Shard, index: ShardIndex) -> decoding.DecodedShard:
-            read.append(shard.file)
-            return decoding.decoded_shard(folder, shard, index)
+        def noted(files: LocalFiles, number: int, start: int, stop: int) -> bytes:
+            read.append(number)
+            return original(files, number, start, stop)
 
-        monkeypatch.setattr(stream, "decoded_shard", noted)
-        next(open_shards(folder).batches(seed=0, batch_size=1, first=1000))
-        assert len(read) == 1
+        original = LocalFiles.read
+        monkeypatch.setattr(LocalFiles, "read", noted)
+        next(open_shards(folder).batches(seed=0, batch_size=3, first=1000))
+        assert len(read) == 3
 
-    @pytest.mark.parametrize("cache_bytes", [0, 1, 8 * 8 * 7])
-    def test_a_tiny_cache_gives_the_same_batches(self, folder: Path, shards: ShardSet, cache_bytes: int) -> None:
-        tiny = open_shards(folder, cache_bytes=cache_bytes)
-        pairs = zip(tiny.batches(seed=2, batch_size=16), shards.batches(seed=2, batch_size=16), strict=True)
+    def test_without_memory_the_batches_are_the_same(self, folder: Path, shards: ShardSet) -> None:
+        forgetful = open_shards(folder, memory_bytes=NUM_SAMPLES * 64 - 1)
+        assert shards._reader.keeps_all
+        assert not forgetful._reader.keeps_all
+        pairs = zip(forgetful.batches(seed=2, batch_size=16), shards.batches(seed=2, batch_size=16), strict=True)
         assert all(same(one, other) for one, other in islice(pairs, 10))
 
-    def test_a_set_too_big_for_the_cache_keeps_no_more_than_the_limit(self, folder: Path) -> None:
-        decoded_bytes = 5 * 8 * 8
-        tiny = open_shards(folder, cache_bytes=2 * decoded_bytes)
-        for _ in islice(tiny.batches(seed=0, batch_size=16), 10):
-            kept = tiny._cache._kept
-            assert len(kept) <= 2
-            assert sum(shard.images.nbytes for shard in kept.values()) == tiny._cache._kept_bytes
+    def test_in_memory_every_sample_is_decoded_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        decoded = []
+        original = SampleDecoder.decoded
+
+        def noted(decoder: SampleDecoder, content: bytes, extension: str) -> object:
+            decoded.append(extension)
+            return original(decoder, content, extension)
+
+        monkeypatch.setattr(SampleDecoder, "decoded", noted)
+        assert len(keys(open_shards(folder), NUM_SAMPLES, batch_size=4)) == 4 * NUM_SAMPLES
+        assert len(decoded) == NUM_SAMPLES
 
     def test_arguments_out_of_range_are_refused_at_once(self, shards: ShardSet, folder: Path) -> None:
         with pytest.raises(ValueError, match="batch_size must be a multiple of world_size, got 10 and 4"):
             shards.batches(seed=0, batch_size=10, world_size=4)
         with pytest.raises(ValueError, match="got rank 2 of 2"):
             shards.batches(seed=0, batch_size=10, rank=2, world_size=2)
-        with pytest.raises(ValueError, match="batch_size must be >= 1 and first >= 0"):
+        with pytest.raises(ValueError, match="batch_size must be >= 1"):
             shards.batches(seed=0, batch_size=0)
-        with pytest.raises(ValueError, match="cache_bytes must be >= 0"):
-            open_shards(folder, cache_bytes=-1)
+        with pytest.raises(ValueError, match="first and workers must be >= 0"):
+            shards.batches(seed=0, batch_size=8, first=-1)
+        with pytest.raises(ValueError, match="memory_bytes must be >= 0"):
+            open_shards(folder, memory_bytes=-1)
 
 
 class TestImages:
@@ -215,7 +254,8 @@ class TestImages:
     def test_all_images_come_once_in_the_order_of_the_shards(self, shards: ShardSet, batch_size: int) -> None:
         images = torch.cat(list(shards.images(batch_size=batch_size)))
         numbers = ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
-        written = [int(key) for number in range(len(shards.index.shards)) for key in shards._cache[number].keys]
+        tables = [shards._files.table(number) for number in range(len(shards.index.shards))]
+        written = [int(table.key(row)) for table in tables for row in range(len(table))]
         assert numbers == written
         assert sorted(numbers) == list(range(NUM_SAMPLES))
 
@@ -228,89 +268,3 @@ class TestImages:
         assert (shards.resolution, shards.image_channels, shards.num_samples) == (8, 1, NUM_SAMPLES)
         assert shards.index == index
         assert shards.fingerprint == index.fingerprint
-
-
-def png(size: int, mode: str = "L") -> bytes:
-    out = io.BytesIO()
-    Image.new(mode, (size, size)).save(out, format="PNG")
-    return out.getvalue()
-
-
-def without_label(members: Members) -> None:
-    del members["00000007.cls"]
-
-
-def without_image(members: Members) -> None:
-    del members["00000007.png"]
-
-
-def setting(name: str, content: bytes) -> Callable[[Members], None]:
-    return lambda members: members.update({name: content})
-
-
-class TestDamage:
-    @pytest.fixture
-    def alone(self, tmp_path: Path) -> Path:
-        return make_set(tmp_path, samples_per_shard=NUM_SAMPLES)
-
-    def replace_shard(self, folder: Path, content: bytes, *, indexed: bool = True) -> None:
-        """Change the only shard, and its entry in the index unless the change is to be noticed."""
-        index = load_index(folder)
-        path = folder / "000000.tar"
-        path.write_bytes(content)
-        entry = Shard.of(path, samples=NUM_SAMPLES)
-        entry = entry if indexed else entry.but(sha256=index.shards[0].sha256)
-        (folder / INDEX_FILE).write_text(index.but(shards=(entry,)).model_dump_json())
-
-    def repacked(self, folder: Path, change: Callable[[Members], None]) -> bytes:
-        with tarfile.open(folder / "000000.tar") as tar:
-            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-        change(members)
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as tar:
-            for name, content in members.items():
-                header = tarfile.TarInfo(name)
-                header.size = len(content)
-                tar.addfile(header, io.BytesIO(content))
-        return out.getvalue()
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (setting("00000007.png", b"no picture"), "00000007: not a readable PNG"),
-            (setting("00000007.png", png(8)[:45]), "00000007: not a readable PNG"),
-            (setting("00000007.png", png(9)), r"00000007: width, height and mode are \(9, 9, 'L'\)"),
-            (setting("00000007.png", png(8, "RGB")), r"00000007: width, height and mode are \(8, 8, 'RGB'\)"),
-            (setting("00000007.cls", b"3"), "00000007: .cls must be the number of one of 3 classes, got b'3'"),
-            (setting("00000007.cls", b"-1"), "00000007: .cls must be"),
-            (setting("00000007.cls", b"1" * 9999), "00000007: .cls must be"),
-            (without_label, "00000007: .cls must be"),
-            (without_image, "00000007: no .png member"),
-            (
-                lambda members: members.update({"more.png": png(8), "more.cls": b"0"}),
-                "sample more: one more than the 53",
-            ),
-        ],
-    )
-    def test_a_damaged_sample_is_named_with_its_shard(
-        self, alone: Path, change: Callable[[Members], None], message: str
-    ) -> None:
-        self.replace_shard(alone, self.repacked(alone, change))
-        with pytest.raises(ValueError, match=rf"000000\.tar, sample .*{message.removeprefix('sample ')}"):
-            next(open_shards(alone).batches(seed=0, batch_size=1))
-
-    def test_members_of_other_kinds_are_never_looked_at(self, alone: Path) -> None:
-        self.replace_shard(alone, self.repacked(alone, setting("00000007.pyd", b"cos\nsystem\n(S'false'\ntR.")))
-        assert len(next(open_shards(alone).batches(seed=0, batch_size=64)).keys) == 64
-
-    @pytest.mark.parametrize("kept", [0, 100, 512, 700, 10_000, 51_200])
-    def test_a_truncated_tar_is_named(self, alone: Path, kept: int) -> None:
-        self.replace_shard(alone, (alone / "000000.tar").read_bytes()[:kept])
-        with pytest.raises(ValueError, match=r"000000\.tar"):
-            next(open_shards(alone).batches(seed=0, batch_size=1))
-
-    def test_a_tar_that_is_not_the_indexed_one_is_refused(self, alone: Path) -> None:
-        content = self.repacked(alone, setting("00000007.png", png(8)))
-        self.replace_shard(alone, content, indexed=False)
-        with pytest.raises(ValueError, match=r"000000\.tar: not the file that was indexed"):
-            next(open_shards(alone).batches(seed=0, batch_size=1))

@@ -1,99 +1,102 @@
-"""From the bytes of a shard to one array of pixels: nothing is unpickled, run or fetched."""
+"""From the members of one sample to numbers: nothing is unpickled, run or fetched."""
 
 import io
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from safetensors.torch import load
 
-from atdiff_core.data.index import Shard, ShardIndex
-from atdiff_core.data.resize import MODES
-from atdiff_core.files import sha256_of
+from atdiff_core.data.index import ShardIndex
+from atdiff_core.data.resize import MAX_PIXELS, MODES, resized
 
-MEMBERS = (".png", ".cls")
 MAX_LABEL_DIGITS = 9
+PICTURES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "png": PngImagePlugin.PngImageFile,
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+"""Pillow's decoder by extension: the bytes of a member never choose one."""
+LATENT = "latent"
+LATENT_TYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class DecodedShard:
-    """All samples of a shard.
+class SampleDecoder:
+    """Decodes the members of samples into what their set's index says that they are."""
 
-    Attributes:
-        images: ``[samples, channels, height, width]``, uint8.
-        labels: ``[samples]``, int64.
-        keys: Name of each sample.
-    """
+    index: ShardIndex
 
-    images: Tensor
-    labels: Tensor
-    keys: list[str]
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one sample: ``[height, width, channels]`` of a picture, ``[channels, height, width]`` of a latent."""
+        side, channels = self.index.sample_side, self.index.sample_channels
+        return (side, side, channels) if self.index.latents is None else (channels, side, side)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8 for pictures, float32 for latents."""
+        return torch.uint8 if self.index.latents is None else torch.float32
 
-def decoded_shard(folder: Path, shard: Shard, index: ShardIndex) -> DecodedShard:
-    """Read and check a whole shard.
+    def decoded(self, content: bytes, extension: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """A picture or a latent, of ``shape``.
 
-    Raises:
-        ValueError: If the tar or a member is damaged, an image has another size or mode than
-            the index says, a label is no class, or the tar is not the one that was indexed.
-    """
-    path = folder / shard.file
-    shape = (shard.samples, index.resolution, index.resolution, index.image_channels)
-    images = np.empty(shape, dtype=np.uint8)
-    labels, keys = [], []
-    for row, sample in enumerate(_samples(path)):
-        named = f"{path}, sample {sample['__key__']}"
-        if row == shard.samples:
-            raise ValueError(f"{named}: one more than the {shard.samples} samples of the index")
-        images[row] = _pixels(sample, named, index)
-        labels.append(_label(sample, named, index))
-        keys.append(sample["__key__"])
-    if len(keys) != shard.samples:
-        raise ValueError(f"{path}: ends after {len(keys)} of the {shard.samples} samples of the index")
-    if sha256_of(path) != shard.sha256:
-        raise ValueError(f"{path}: not the file that was indexed (its sha256 differs); write the set again")
-    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return DecodedShard(torch.from_numpy(channels_first), torch.tensor(labels, dtype=torch.int64), keys)
+        Raises:
+            ValueError: If it is damaged, or another thing than the index says.
+        """
+        return self._pixels(content, extension) if extension in PICTURES else self._latent(content)
 
+    def label(self, content: bytes | None) -> int:
+        """Number of the class in a ``cls`` member; 0 where the set has no classes."""
+        if not self.index.classes:
+            return 0
+        text = content or b""
+        if not text.isdigit() or len(text) > MAX_LABEL_DIGITS or int(text) >= len(self.index.classes):
+            known = len(self.index.classes)
+            raise ValueError(f".cls must be the number of one of {known} classes, got {text[:20]!r}")
+        return int(text)
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """The allowed members of a local tar, as bytes, grouped by key."""
-    with path.open("rb") as stream:
-        # An open file, not an address: webdataset's own opener would run a "pipe:" in a shell.
-        opened = [{"url": path.name, "stream": stream}]
+    def captions(self, content: bytes | None) -> tuple[str, ...]:
+        """The captions in a ``txt`` member, none where it is absent or blank."""
+        if content is None or self.index.captions is None:
+            return ()
         try:
-            yield from group_by_keys(tar_file_expander(opened, select_files=lambda name: name.endswith(MEMBERS)))
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise ValueError(f"{path}: damaged or truncated tar ({error.args[0]})") from error
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f".txt is not UTF-8 ({error})") from error
+        lines = text.splitlines() if self.index.captions.layout == "lines" else [text]
+        return tuple(line.strip() for line in lines if line.strip())
 
+    def _pixels(self, content: bytes, extension: str) -> NDArray[np.uint8]:
+        """``[height, width, channels]``."""
+        side, channels = self.index.resolution, self.index.image_channels
+        wanted = (side, side, MODES[channels])
+        try:
+            image = PICTURES[extension](io.BytesIO(content))
+            found = (*image.size, image.mode)  # Known before decoding: no bomb ever goes off.
+            if found == wanted:
+                return np.frombuffer(image.tobytes(), np.uint8).reshape(side, side, channels)
+            if not self.index.prepared and image.width * image.height <= MAX_PIXELS:
+                return np.asarray(resized(image, side, image_channels=channels)).reshape(side, side, channels)
+        except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to.
+            raise ValueError(f"not a readable {extension.upper()} ({error})") from error
+        raise ValueError(f"width, height and mode are {found}, the index says {wanted}")
 
-def _pixels(sample: dict[str, Any], named: str, index: ShardIndex) -> NDArray[np.uint8]:
-    """``[height, width, channels]``."""
-    if "png" not in sample:
-        raise ValueError(f"{named}: no .png member")
-    try:
-        with Image.open(io.BytesIO(sample["png"]), formats=["PNG"]) as image:
-            found = (*image.size, image.mode)
-            wanted = (index.resolution, index.resolution, MODES[index.image_channels])
-            pixels = np.asarray(image) if found == wanted else None  # Sizes first: no bomb is ever decoded.
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to.
-        raise ValueError(f"{named}: not a readable PNG ({error})") from error
-    if pixels is None:
-        raise ValueError(f"{named}: width, height and mode are {found}, the index says {wanted}")
-    return pixels.reshape(index.resolution, index.resolution, index.image_channels)
-
-
-def _label(sample: dict[str, Any], named: str, index: ShardIndex) -> int:
-    if not index.classes:
-        return 0
-    text = sample.get("cls", b"")
-    if not text.isdigit() or len(text) > MAX_LABEL_DIGITS or int(text) >= len(index.classes):
-        raise ValueError(f"{named}: .cls must be the number of one of {len(index.classes)} classes, got {text[:20]!r}")
-    return int(text)
+    def _latent(self, content: bytes) -> NDArray[np.float32]:
+        """``[channels, height, width]``."""
+        try:
+            tensors = load(content)
+        except Exception as error:  # Not only SafetensorError: a header may name shapes that no memory holds.
+            raise ValueError(f"not a readable latent ({error})") from error
+        latent = tensors.get(LATENT)
+        if latent is None or tuple(latent.shape) != self.shape or latent.dtype not in LATENT_TYPES:
+            found = {name: (tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
+            raise ValueError(f"must hold the tensor {LATENT!r} of shape {self.shape}, got {found!s:.200}")
+        values = latent.float()
+        if not torch.isfinite(values).all():
+            raise ValueError("the latent is not finite")
+        return values.numpy()

@@ -78,18 +78,29 @@ class SampleOrder:
         self._epoch = lru_cache(maxsize=2)(self._drawn_epoch)
         self._block = lru_cache(maxsize=2)(self._drawn_block)
 
+    def block_around(self, position: int) -> tuple[int, int]:
+        """The positions from which and up to which (not included) samples are shuffled with this one's."""
+        epoch, number = self._epoch_and_block(position)
+        first = epoch * self.num_samples
+        return first + self._first_of(number), first + self._first_of(number + 1)
+
     def places(self, seed: int, start: int, stop: int, step: int = 1) -> Places:
         """Where the samples at the positions ``range(start, stop, step)`` of the infinite stream lie."""
         shards, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
         while start < stop:
-            epoch, offset = divmod(start, self.num_samples)
-            number = ((offset + 1) * self.layout.num_blocks - 1) // self.num_samples
-            block, within = self._block(seed, epoch, number), offset - self._first_of(number)
+            epoch, number = self._epoch_and_block(start)
+            block = self._block(seed, epoch, number)
+            within = start - epoch * self.num_samples - self._first_of(number)
             here = slice(within, within + stop - start, step)
             shards.append(block.shards[here])
             rows.append(block.rows[here])
             start += step * len(rows[-1])
         return Places(torch.cat(shards), torch.cat(rows))
+
+    def _epoch_and_block(self, position: int) -> tuple[int, int]:
+        """The epoch that a position belongs to, and the number of its block."""
+        epoch, offset = divmod(position, self.num_samples)
+        return epoch, ((offset + 1) * self.layout.num_blocks - 1) // self.num_samples
 
     def _first_of(self, number: int) -> int:
         """Offset into the epoch at which a block starts."""

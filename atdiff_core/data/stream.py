@@ -1,56 +1,57 @@
 """The exact stream: minibatches that depend on nothing but the shards, the seed and their number."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from atdiff_core.data.cache import ShardCache
-from atdiff_core.data.decoding import DecodedShard, decoded_shard
-from atdiff_core.data.index import load_index
+from atdiff_core.data.addresses import Address, anywhere, scheme_of
+from atdiff_core.data.batch import Batch, Request, scaled
 from atdiff_core.data.order import Layout, Places, SampleOrder
+from atdiff_core.data.prefetching import prefetched
+from atdiff_core.data.read_ahead import ReadAhead
+from atdiff_core.data.remote import Patience
+from atdiff_core.data.samples import SampleReader
+from atdiff_core.data.shard_files import LocalFiles, RemoteFiles, ShardFiles, default_cache
+from atdiff_core.randomness import derived_seed
 
-CACHE_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a minibatch.
-
-    Attributes:
-        images: ``[batch, channels, height, width]``, float32 in [-1, 1].
-        labels: ``[batch]``, int64.
-        positions: Where in the infinite stream each sample stands.
-        keys: Name of each sample in its set.
-    """
-
-    images: Tensor
-    labels: Tensor
-    positions: list[int]
-    keys: list[str]
+MEMORY_BYTES = 256 * 2**20
 
 
 class ShardSet:
     """The shards of one resolution, opened for reading; see ``open_shards``."""
 
-    def __init__(self, path: Path, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.path = path
-        self.index = load_index(path)
-        self._cache = ShardCache(self._decode, cache_bytes)
+    def __init__(self, address: Address, memory_bytes: int, patience: Patience) -> None:
+        self._arguments = (anywhere(address), memory_bytes, patience)
+        self.path = address
+        self._files: ShardFiles
+        if scheme_of(address) is None:
+            self._files = LocalFiles(Path(address))
+        else:
+            self._files = RemoteFiles(str(address), default_cache(), patience)
+        self.index = self._files.index
+        self._reader = SampleReader(self._files, memory_bytes)
         counts = [shard.samples for shard in self.index.shards]
         layout = Layout.of(sum(counts), sum(shard.bytes for shard in self.index.shards))
         self._order = SampleOrder(counts, layout)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the set anew: nothing that was read travels."""
+        return ShardSet, self._arguments
+
     @property
     def resolution(self) -> int:
-        return self.index.resolution
+        """Height and width of what a network sees."""
+        return self.index.sample_side
 
     @property
     def image_channels(self) -> int:
-        return self.index.image_channels
+        """Channels of what a network sees."""
+        return self.index.sample_channels
 
     @property
     def num_samples(self) -> int:
@@ -61,26 +62,42 @@ class ShardSet:
         return self.index.fingerprint
 
     def batches(
-        self, *, seed: int, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
+        self, *, seed: int, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0
+    ) -> Generator[Batch]:
         """The minibatches from number ``first`` on, without end.
 
         Minibatch b holds the positions ``b * batch_size`` to ``(b + 1) * batch_size - 1`` of the
         infinite stream. Rank r has every ``world_size``-th of its rows, from the r-th on, which lie
         together in the shards (see ``SampleOrder``). To resume is to pass the number of minibatches
-        done; shards before it are not read.
+        done; nothing before them is read.
+
+        Args:
+            workers: Processes that read and decode ahead. They change the speed, never the
+                stream. With none it is done when a minibatch is asked for, which is best for a
+                set that fits into memory: every sample is then decoded once.
 
         Raises:
             ValueError: At once, if an argument is out of range; while iterating, if a shard is damaged.
         """
-        if batch_size < 1 or first < 0:
-            raise ValueError(f"batch_size must be >= 1 and first >= 0, got {batch_size} and {first}")
-        if world_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"rank must be one of world_size ranks, got rank {rank} of {world_size}")
-        if batch_size % world_size:
-            raise ValueError(f"batch_size must be a multiple of world_size, got {batch_size} and {world_size}")
-        starts = count(first * batch_size, batch_size)
-        return (self._batch(seed, range(start + rank, start + batch_size, world_size)) for start in starts)
+        if first < 0 or workers < 0:
+            raise ValueError(f"first and workers must be >= 0, got {first} and {workers}")
+        request = Request(seed, batch_size, rank, world_size)
+        if workers:
+            batches: Generator[Batch] = prefetched(self, request, first=first, workers=workers)
+        else:
+            batches = (self.batch(request, number) for number in count(first))
+        return batches if self._reader.keeps_all and not self._is_remote else self._read_ahead(batches, request, first)
+
+    def batch(self, request: Request, number: int) -> Batch:
+        """One minibatch."""
+        positions = request.positions(number)
+        places = self._order.places(request.seed, positions.start, positions.stop, positions.step)
+        samples = self._reader.at(places)
+        captions = [
+            self._caption(captions, request.seed, position)
+            for captions, position in zip(samples.captions, positions, strict=True)
+        ]
+        return Batch(samples.content, samples.labels, captions, list(positions), samples.numbers, samples.keys)
 
     def images(self, limit: int | None = None, batch_size: int = 256) -> Iterator[Tensor]:
         """All images once, or the first ``limit``, in the order of the shards.
@@ -89,50 +106,43 @@ class ShardSet:
         """
         if batch_size < 1 or (limit is not None and limit < 0):
             raise ValueError(f"batch_size must be >= 1 and limit >= 0, got {batch_size} and {limit}")
-        counts = torch.tensor([shard.samples for shard in self.index.shards])
-        ends = counts.cumsum(0)
         total = self.num_samples if limit is None else min(limit, self.num_samples)
         for start in range(0, total, batch_size):
-            numbers = torch.arange(start, min(start + batch_size, total))
-            shards = torch.searchsorted(ends, numbers, right=True)
-            rows = numbers - (ends - counts)[shards]
-            yield _scaled(self._gathered(Places(shards, rows)).images)
+            yield self.samples_at(list(range(start, min(start + batch_size, total))))
 
-    def _batch(self, seed: int, positions: range) -> Batch:
-        gathered = self._gathered(self._order.places(seed, positions.start, positions.stop, positions.step))
-        return Batch(_scaled(gathered.images), gathered.labels, list(positions), gathered.keys)
+    def samples_at(self, numbers: list[int]) -> Tensor:
+        """The samples with these numbers, counted through the shards, as ``images`` gives them."""
+        wanted = torch.tensor(numbers, dtype=torch.int64)
+        ends = self._order.counts.cumsum(0)
+        shards = torch.searchsorted(ends, wanted, right=True)
+        rows = wanted - (ends - self._order.counts)[shards]
+        return scaled(self._reader.at(Places(shards, rows)).content)
 
-    def _gathered(self, places: Places) -> DecodedShard:
-        """The samples at some places, in their order."""
-        size = len(places.rows)
-        shape = (size, self.image_channels, self.resolution, self.resolution)
-        images, labels = torch.empty(shape, dtype=torch.uint8), torch.empty(size, dtype=torch.int64)
-        keys = [""] * size
-        for number in sorted(set(places.shards.tolist())):
-            shard = self._cache[number]
-            here = (places.shards == number).nonzero().squeeze(1)
-            rows = places.rows[here]
-            images[here], labels[here] = shard.images[rows], shard.labels[rows]
-            for place, row in zip(here.tolist(), rows.tolist(), strict=True):
-                keys[place] = shard.keys[row]
-        return DecodedShard(images, labels, keys)
+    def _caption(self, captions: tuple[str, ...], seed: int, position: int) -> str:
+        """The caption of a sample at a position: by chance, but the same whoever reads it."""
+        return captions[derived_seed(seed, "caption", position) % len(captions)] if captions else ""
 
-    def _decode(self, number: int) -> DecodedShard:
-        return decoded_shard(self.path, self.index.shards[number], self.index)
+    @property
+    def _is_remote(self) -> bool:
+        return scheme_of(self.path) is not None
+
+    def _read_ahead(self, batches: Generator[Batch], request: Request, first: int) -> Generator[Batch]:
+        threads = 8 if self._is_remote else 1
+        with closing(batches), ReadAhead(self._files, self._order, request, threads=threads) as ahead:
+            for number in count(first):
+                ahead.to(request.positions(number).start)
+                yield next(batches)
 
 
-def open_shards(path: Path, *, cache_bytes: int = CACHE_BYTES) -> ShardSet:
-    """Open the set in a ``<resolution>px`` folder.
+def open_shards(address: Address, *, memory_bytes: int = MEMORY_BYTES, patience: Patience | None = None) -> ShardSet:
+    """Open the set in a ``<resolution>px`` folder, or below an address of one (see ``addresses``).
 
     Args:
-        cache_bytes: Decoded pixels to keep in memory. It changes the speed, never the stream.
+        memory_bytes: A set that has no more when it is decoded is kept in memory. It changes the
+            speed, never the stream.
+        patience: With servers.
 
     Raises:
         ValueError: If the set is missing, incomplete or damaged.
     """
-    return ShardSet(path, cache_bytes=cache_bytes)
-
-
-def _scaled(images: Tensor) -> Tensor:
-    """Bytes to [-1, 1], both ends exact."""
-    return images.float().div_(127.5).sub_(1)
+    return ShardSet(address, memory_bytes, patience or Patience())

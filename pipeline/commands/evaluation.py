@@ -58,7 +58,7 @@ def sample(
 
 def evaluate(
     snapshots: Annotated[list[str], typer.Argument(help="Snapshots, each a diffusers DDPM folder, or NAME=FOLDER.")],
-    shards: Annotated[Path, typer.Option(help="Shard set to compare with: a <resolution>px folder.")],
+    shards: Annotated[str, typer.Option(help="Shard set to compare with: a <resolution>px folder or its address.")],
     samplers: Annotated[str, typer.Option(help=f"{NAMES}; separated by commas.")] = "ddim",
     nfe: Annotated[str, typer.Option(help="Network evaluations, separated by commas.")] = "5,8,10,20,50",
     epsilon_scaling: Annotated[

@@ -21,7 +21,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU i
 
 def mismatch(
     snapshots: Snapshots,
-    shards: Annotated[Path, typer.Option(help="Shard set of the data: a <resolution>px folder.")],
+    shards: Annotated[str, typer.Option(help="Shard set of the data: a <resolution>px folder or its address.")],
     sampler: Annotated[str, typer.Option(help="A sampler, say ddim.")] = "ddim",
     nfe: Annotated[int, typer.Option(help="Network evaluations an image.")] = 10,
     samples: Annotated[int, typer.Option(help="Trajectories, and images to compare them with.")] = 2000,
@@ -79,7 +79,7 @@ def mismatch(
 
 def robustness(
     snapshots: Snapshots,
-    shards: Annotated[Path, typer.Option(help="Shard set, held out if possible: a <resolution>px folder.")],
+    shards: Annotated[str, typer.Option(help="Shard set, held out if possible: a folder or an address.")],
     norm: Annotated[str, typer.Option(help="l2, linf or l1.")] = "l2",
     radius: Annotated[str, typer.Option(help="Amplitudes per element, separated by commas.")] = "0.01,0.03,0.1",
     steps: Annotated[int, typer.Option(help="Ascent steps.")] = 5,

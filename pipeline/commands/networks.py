@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[Path, typer.Argument(help="A JSON or Python file with the run's configuration.")],
-    shards: Annotated[Path, typer.Option(help="The <resolution>px folder of a shard set.")],
+    shards: Annotated[str, typer.Option(help="The <resolution>px folder of a shard set, or its address.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; given again, the run continues in it.")],
     start: Annotated[Path | None, typer.Option(help="Snapshot to fine-tune; from scratch without it.")] = None,
     teacher: Annotated[
@@ -26,6 +26,12 @@ def train(
     ] = 0,
     compile: Annotated[bool, typer.Option(help="Compile the network (for GPUs).")] = False,
     channels_last: Annotated[bool, typer.Option(help="Memory layout that GPUs prefer.")] = False,
+    data_workers: Annotated[
+        int, typer.Option(min=0, help="Processes that read and decode ahead; 0 for sets that fit into memory.")
+    ] = 0,
+    outliers: Annotated[
+        str | None, typer.Option(help="Shard set that the configuration's corruption takes outliers from.")
+    ] = None,
 ) -> None:
     """Train one network and judge it; interrupted, it continues with the same command."""
     from rich.console import Console
@@ -40,8 +46,8 @@ def train(
     assignment = Assignment(trial, "base" if start is None else "search")
     _claim(out, assignment)
     declare(out, assignment)
-    execution = Execution(chosen_device(device), slice_size, compile, channels_last)
-    places = Places(shards, out, start or out, out / "cache", threads, execution, teacher or start or out)
+    execution = Execution(chosen_device(device), slice_size, compile, channels_last, data_workers)
+    places = Places(shards, out, start or out, out / "cache", threads, execution, teacher or start or out, outliers)
     console = Console()
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=trial.train.budget_kpass)
@@ -58,9 +64,7 @@ def train(
     console.print(f"snapshot: {out / 'snapshot'}   samples: {out / 'samples.png'}")
 
 
-def _trial_config(
-    file: Path, shards: Path, start: Path | None, teacher: Path | None, seed: int | None
-) -> "TrialConfig":
+def _trial_config(file: Path, shards: str, start: Path | None, teacher: Path | None, seed: int | None) -> "TrialConfig":
     """The file's ``train`` and ``evaluation``, completed with the dataset, the starting point and the teacher."""
     import runpy
 

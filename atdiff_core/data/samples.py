@@ -1,0 +1,169 @@
+"""Single samples of a set, each at the cost of one range read and one decoding."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atdiff_core.data.decoding import SampleDecoder
+from atdiff_core.data.order import Places
+from atdiff_core.data.shard_files import ShardFiles
+
+SPAN_BYTES = 2**20
+"""Members of a sample are neighbours: up to this length they are read at once, with what is between them."""
+KEPT_ROWS = 64
+
+Member = tuple[int, int, int]
+"""Where a member starts and ends in its tar, and its CRC-32."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one sample holds: a picture or a latent, its label, all its captions."""
+
+    content: NDArray[np.uint8] | NDArray[np.float32]
+    label: int
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Several samples.
+
+    Attributes:
+        content: ``[samples, height, width, channels]``, uint8, or latents
+            ``[samples, channels, height, width]``, float32.
+        labels: ``[samples]``, int64.
+        captions: All of each sample.
+        keys: Name of each sample in its shard.
+        numbers: Of each sample in its set, counted through the shards.
+    """
+
+    content: Tensor
+    labels: Tensor
+    captions: list[tuple[str, ...]]
+    keys: list[str]
+    numbers: list[int]
+
+
+class SampleReader:
+    """Reads samples from their places, and keeps them decoded if all of the set fits into memory.
+
+    Memory is taken sample by sample, as they are read. A set that does not fit is kept by the
+    operating system's file cache alone, encoded.
+    """
+
+    def __init__(self, files: ShardFiles, memory_bytes: int) -> None:
+        if memory_bytes < 0:
+            raise ValueError(f"memory_bytes must be >= 0, got {memory_bytes}")
+        self._files, self._decoder = files, SampleDecoder(files.index)
+        counts = torch.tensor([shard.samples for shard in files.index.shards])
+        self._starts = counts.cumsum(0) - counts
+        total, shape = int(counts.sum()), self._decoder.shape
+        sample_bytes = int(np.prod(shape)) * self._decoder.dtype.itemsize
+        self._rows = lru_cache(maxsize=KEPT_ROWS)(self._drawn_rows)
+        self._memory = _Memory(total, self._decoder) if total * sample_bytes <= memory_bytes else None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the set fits into memory."""
+        return self._memory is not None
+
+    def at(self, places: Places) -> Samples:
+        """The samples at some places, in their order.
+
+        Raises:
+            ValueError: If a shard or a sample is missing or damaged; names it and the offset.
+        """
+        numbers = (self._starts[places.shards] + places.rows).tolist()
+        where = list(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
+        keys = [self._files.table(shard).key(row) for shard, row in where]
+        if self._memory is not None:
+            for number, (shard, row) in zip(numbers, where, strict=True):
+                if not self._memory.filled[number]:
+                    self._memory.keep(number, self._sample(shard, row))
+            return self._memory.samples(numbers, keys)
+        content = torch.empty((len(numbers), *self._decoder.shape), dtype=self._decoder.dtype)
+        labels, captions, array = [], [], content.numpy()
+        for place, (shard, row) in enumerate(where):
+            sample = self._sample(shard, row)
+            array[place] = sample.content
+            labels.append(sample.label)
+            captions.append(sample.captions)
+        return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
+
+    def _sample(self, shard: int, row: int) -> Sample:
+        extension, members = self._rows(shard)[row]
+        decoder = self._decoder
+        content, label, text = self._contents(shard, row, members)
+        try:
+            return Sample(decoder.decoded(content or b"", extension), decoder.label(label), decoder.captions(text))
+        except ValueError as error:
+            raise ValueError(f"{self._named(shard, row, members[0])}: {error}") from error
+
+    def _contents(self, shard: int, row: int, members: Sequence[Member | None]) -> list[bytes | None]:
+        """The bytes of each member, as they were indexed; one read where they are neighbours."""
+        present = [member for member in members if member is not None]
+        first, last = min(present)[0], max(member[1] for member in present)
+        span = self._files.read(shard, first, last) if last - first <= SPAN_BYTES else None
+        contents: list[bytes | None] = []
+        for member in members:
+            if member is None:
+                contents.append(None)
+                continue
+            start, stop, checksum = member
+            content = self._files.read(shard, start, stop) if span is None else span[start - first : stop - first]
+            if zlib.crc32(content) != checksum:
+                raise ValueError(
+                    f"{self._named(shard, row, member)}: not the bytes that were indexed (their checksum differs)"
+                )
+            contents.append(content)
+        return contents
+
+    def _drawn_rows(self, shard: int) -> list[tuple[str, tuple[Member | None, ...]]]:
+        """Extension of each sample's content, and its members: content, label, captions."""
+        table, index = self._files.table(shard), self._files.index
+        members: dict[str, list[Member]] = {}
+        for each, offsets in table.offsets.items():
+            columns = (offsets, offsets + table.sizes[each], table.crc32s[each])
+            members[each] = list(zip(*(column.tolist() for column in columns), strict=True))
+        wanted = (("cls", bool(index.classes)), ("txt", index.captions is not None))
+        beside = [members[each] if used and each in members else None for each, used in wanted]
+        rows = []
+        for row in range(len(table)):
+            extension = table.content_extension(row)
+            others = (column[row] if column and column[row][0] >= 0 else None for column in beside)
+            rows.append((extension, (members[extension][row], *others)))
+        return rows
+
+    def _named(self, shard: int, row: int, member: Member | None) -> str:
+        offset = "" if member is None else f", offset {member[0]}"
+        return f"{self._files.name(shard)}, sample {self._files.table(shard).key(row)}{offset}"
+
+
+class _Memory:
+    """All samples of a set, as far as they were read."""
+
+    def __init__(self, total: int, decoder: SampleDecoder) -> None:
+        self._content = torch.empty((total, *decoder.shape), dtype=decoder.dtype)
+        self._array = self._content.numpy()
+        self._labels = torch.zeros(total, dtype=torch.int64)
+        self._captions: dict[int, tuple[str, ...]] = {}
+        self.filled = bytearray(total)
+
+    def keep(self, number: int, sample: Sample) -> None:
+        self._array[number] = sample.content
+        self._labels[number] = sample.label
+        if sample.captions:
+            self._captions[number] = sample.captions
+        self.filled[number] = 1
+
+    def samples(self, numbers: list[int], keys: list[str]) -> Samples:
+        chosen = torch.tensor(numbers, dtype=torch.int64)
+        captions = [self._captions.get(number, ()) for number in numbers]
+        return Samples(self._content[chosen], self._labels[chosen], captions, keys, numbers)
