@@ -16,6 +16,7 @@ from pipeline.commands import (
     inspect,
     mismatch,
     networks,
+    set_pictures,
     shard_sets,
     solvers,
     studies,
@@ -30,6 +31,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="shards")
 data.app.command("index")(shard_sets.index)
 data.app.command("verify")(shard_sets.verify)
+data.app.command("show")(set_pictures.show)
+app.command("latents")(set_pictures.latents)
 app.add_typer(checkpoints.importing, name="import")
 app.add_typer(checkpoints.exporting, name="export")
 app.command("train")(networks.train)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.data.indexing import IndexingSettings, TarFindings, examine, tars_in, write_index
 from atdiff_core.data.verifying import shard_findings, unlisted_tars
@@ -46,9 +47,9 @@ def index_folder(folder: Path, settings: IndexingSettings, *, workers: int) -> S
     return write_index(folder, [found[number] for number in range(len(tars))], settings)
 
 
-def verify_folder(folder: Path, index: ShardIndex, *, hashes: bool, workers: int) -> list[str]:
+def verify_folder(folder: Path, index: ShardIndex, *, hashes: bool, decode: bool, workers: int) -> list[str]:
     """Every difference between a set and its index, in the order of the shards."""
-    shared = _Checked(folder, index, hashes)
+    shared = _Checked(folder, index, hashes, decode)
     found: dict[int, list[str]] = {}
     with progress_bar() as bar:
         task = bar.add_task(f"checking {folder}", total=len(index.shards))
@@ -80,6 +81,7 @@ class _Checked:
     folder: Path
     index: ShardIndex
     hashes: bool
+    decode: bool
 
 
 def _unit(plan: WritingPlan, number: int) -> Iterator[int]:
@@ -96,4 +98,5 @@ def _examined(tars: _Tars, number: int) -> Iterator[TarFindings]:
 
 
 def _checked(checked: _Checked, number: int) -> Iterator[list[str]]:
-    yield shard_findings(checked.folder, checked.index.shards[number], hashes=checked.hashes)
+    decoder = SampleDecoder(checked.index) if checked.decode else None
+    yield shard_findings(checked.folder, checked.index.shards[number], hashes=checked.hashes, decoder=decoder)

@@ -52,7 +52,7 @@ class TestCommands:
         told = capsys.readouterr().out
         assert "3 images, 1 classes, 3 captions, 1 shards" in told
         assert "1 broken left out, see broken.json" in told
-        assert run(monkeypatch, "verify", out) == 0
+        assert run(monkeypatch, "verify", out, "--decode") == 0
         assert capsys.readouterr().out.count("sound") == 2
 
     def test_imagenet_from_its_tar(self, official_tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +136,8 @@ def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: 
         write_plan(plan, workers=2)
         assert hashes(tmp_path / "shared") == hashes(tmp_path / "alone")
         index = load_index(tmp_path / "shared" / "16px")
-        assert shard_writing.verify_folder(tmp_path / "shared" / "16px", index, hashes=True, workers=2) == []
+        assert (
+            shard_writing.verify_folder(tmp_path / "shared" / "16px", index, hashes=True, decode=True, workers=2) == []
+        )
         with pytest.raises(ValueError, match=r"^it is broken$"):
             list(in_parts(broken_part, "it", 3, workers=2))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import load_index, parsed_index
 from atdiff_core.data.members import MemberTable, members_file
 from atdiff_core.data.sources import ArraySource
@@ -68,6 +69,18 @@ def test_a_changed_header_is_found_by_structure_at_its_offset(folder: Path) -> N
     found = findings(folder, hashes=False)
     assert len(found) == 1
     assert found[0].startswith(f"{tar}, offset {offset}: damaged header")
+
+
+def test_a_sample_that_is_not_what_the_index_says_is_found_by_decoding(folder: Path) -> None:
+    index = load_index(folder)
+    assert not shard_findings(folder, index.shards[1], hashes=False, decoder=SampleDecoder(index))
+    for other, message in [
+        (index.but(classes=("a",)), "must be the number of one of 1"),
+        (index.but(resolution=13), "13"),
+    ]:
+        found = shard_findings(folder, index.shards[1], hashes=False, decoder=SampleDecoder(other))
+        assert all("000001.tar, offset " in line and message in line for line in found)
+        assert found
 
 
 def test_changed_padding_is_found_by_hash(folder: Path) -> None:

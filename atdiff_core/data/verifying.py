@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import Shard, ShardIndex
 from atdiff_core.data.members import MemberTable, members_file
 from atdiff_core.data.tar_walk import TarSample, tar_samples
@@ -21,18 +22,19 @@ def unlisted_tars(folder: Path, index: ShardIndex) -> Iterator[str]:
             yield f"{tar}: not in the index"
 
 
-def shard_findings(folder: Path, shard: Shard, *, hashes: bool) -> list[str]:
+def shard_findings(folder: Path, shard: Shard, *, hashes: bool, decoder: SampleDecoder | None = None) -> list[str]:
     """All that is wrong with one shard of a set, a line each; empty if nothing is.
 
     Its structure is always looked at: headers, table, counts.
 
     Args:
         hashes: Read all bytes too, and compare the sha256 and the members' checksums.
+        decoder: Decode every sample too, as a stream would.
 
     Damage never raises. Only what is not the set's fault does: an ``OSError`` of the disk.
     """
     findings: list[str] = []
-    for finding in _findings(folder / shard.file, shard, hashes=hashes):
+    for finding in _findings(folder / shard.file, shard, hashes, decoder):
         if len(findings) == MAX_FINDINGS:
             findings.append(f"{folder / shard.file}: and more")
             break
@@ -40,7 +42,7 @@ def shard_findings(folder: Path, shard: Shard, *, hashes: bool) -> list[str]:
     return findings
 
 
-def _findings(tar: Path, shard: Shard, *, hashes: bool) -> Iterator[str]:
+def _findings(tar: Path, shard: Shard, hashes: bool, decoder: SampleDecoder | None) -> Iterator[str]:
     if not tar.is_file():
         yield f"{tar}: missing"
         return
@@ -64,10 +66,12 @@ def _findings(tar: Path, shard: Shard, *, hashes: bool) -> Iterator[str]:
         if changed:
             yield f"{tar}: its sha256 differs from the index"
         return
-    located = list(_members(tar, table)) if changed else []
+    located = list(_changed_members(tar, table)) if changed else []
     yield from located
     if changed and not located:
         yield f"{tar}: its sha256 differs from the index, though every member is as it was: a header or padding changed"
+    if decoder is not None:
+        yield from _unreadable_samples(tar, table, decoder)
 
 
 def _checked_table(tar: Path, shard: Shard) -> MemberTable:
@@ -102,7 +106,7 @@ def _structure(tar: Path, shard: Shard, samples: list[TarSample], table: MemberT
             yield f"{tar}: sample {key} of the table of members is not in the tar"
 
 
-def _members(tar: Path, table: MemberTable) -> Iterator[str]:
+def _changed_members(tar: Path, table: MemberTable) -> Iterator[str]:
     """Members whose bytes changed."""
     with tar.open("rb") as stream:
         for row in range(len(table)):
@@ -113,3 +117,21 @@ def _members(tar: Path, table: MemberTable) -> Iterator[str]:
                 if not table.is_intact(row, extension, stream.read(place.size)):
                     name = f"{table.key(row)}.{extension}"
                     yield f"{tar}, offset {place.offset}: the {place.size} bytes of {name} changed"
+
+
+def _unreadable_samples(tar: Path, table: MemberTable, decoder: SampleDecoder) -> Iterator[str]:
+    """Samples that cannot be decoded."""
+    with tar.open("rb") as stream:
+        for row in range(len(table)):
+            extension, contents = table.content_extension(row), {}
+            for each in table.extensions:
+                if place := table.place(row, each):
+                    stream.seek(place.offset)
+                    contents[each] = stream.read(place.size)
+            try:
+                decoder.decoded(contents[extension], extension)
+                decoder.label(contents.get("cls"))
+                decoder.captions(contents.get("txt"))
+            except ValueError as error:
+                offset = int(table.offsets[extension][row])
+                yield f"{tar}, offset {offset}: sample {table.key(row)}: {error}"

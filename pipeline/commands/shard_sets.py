@@ -64,6 +64,7 @@ def index(
 def verify(
     folder: Sets,
     hashes: Annotated[bool, typer.Option(help="Compare every byte's checksum; without, the structure alone.")] = True,
+    decode: Annotated[bool, typer.Option(help="Decode every sample too.")] = False,
     workers: Workers = 0,
 ) -> None:
     """Compare sets with their indexes; tells shard and offset of all damage, and ends with 1 if there is any."""
@@ -77,8 +78,8 @@ def verify(
     for each in sets_in(folder):
         index = read_index(each)
         # Reading is quick: it pays to start Ray for much larger sets than writing does.
-        shared = chosen_workers(workers, samples=index.num_samples // 20)
-        findings = verify_folder(each.resolve(), index, hashes=hashes, workers=shared)
+        shared = chosen_workers(workers, samples=index.num_samples // (1 if decode else 20))
+        findings = verify_folder(each.resolve(), index, hashes=hashes, decode=decode, workers=shared)
         damaged |= bool(findings)
         for finding in findings:
             console.print(f"[red]damaged[/] {escape(finding)}", soft_wrap=True, highlight=False)
