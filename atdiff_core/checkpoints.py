@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atdiff_core.files import read_json, sha256_of, write_json
 from atdiff_core.objectives.objective import Teacher
+from atdiff_core.sharding import whole_tensor
 from atdiff_core.timesteps import LossHistory
 from atdiff_core.train_config import SCRATCH, TrainConfig
 from atdiff_core.train_state import Execution, TrainState
@@ -19,11 +20,17 @@ SCALER = ("scale", "_growth_tracker")
 INDEX = "checkpoint.json"
 
 
-def save_checkpoint(state: TrainState, config: TrainConfig, folder: Path) -> None:
-    """Write the state; a crash at any moment leaves the previous checkpoint readable."""
+def save_checkpoint(state: TrainState, config: TrainConfig, folder: Path | None) -> None:
+    """Write the state; a crash at any moment leaves the previous checkpoint readable.
+
+    A state split between ranks is gathered and written whole: all ranks call this, one of them with a folder.
+    """
+    gathered = _tensors_of(state, kept=folder is not None)
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     tensors = folder / f"state-{state.minibatches:09d}.safetensors"
-    save_file(_tensors_of(state), tensors)
+    save_file(gathered, tensors)
     index = {
         "format": FORMAT,
         "key": config.key,
@@ -71,7 +78,8 @@ def load_checkpoint(
     return state
 
 
-def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+def _tensors_of(state: TrainState, *, kept: bool = True) -> dict[str, Tensor]:
+    """Everything that training changes; unless ``kept``, only gathered for another rank's sake."""
     tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
@@ -83,7 +91,8 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
     if state.scaler.is_enabled():
         scaled = state.scaler.state_dict()
         tensors |= {f"scaler.{name}": torch.tensor(scaled[name], dtype=torch.float64) for name in SCALER}
-    return {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    whole = ((name, whole_tensor(value.detach())) for name, value in tensors.items())
+    return {name: value.contiguous().clone() for name, value in whole if kept}
 
 
 def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ class Execution:
         channels_last: Memory layout of the convolutions; faster on GPUs.
         data_workers: Processes of each rank that read and decode ahead. None is best for sets
             that fit into memory (``ShardSet.batches``).
+        sharded: Whether several ranks split the state between them (``atdiff_core.sharding``).
     """
 
     device: str = "cpu"
@@ -33,6 +34,7 @@ class Execution:
     compile: bool = False
     channels_last: bool = False
     data_workers: int = 0
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if self.slice_size < 0:

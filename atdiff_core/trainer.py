@@ -19,6 +19,7 @@ from atdiff_core.objectives.drawing import Draw
 from atdiff_core.objectives.objective import LiveObjective
 from atdiff_core.perturbations import Perturbation, Replay
 from atdiff_core.randomness import Randomness
+from atdiff_core.sharding import gradients_postponed, is_sharded
 from atdiff_core.train_config import DTYPES, TrainConfig
 from atdiff_core.train_state import Execution, TrainState
 
@@ -120,7 +121,8 @@ class _Step:
     ) -> None:
         self._config, self._state, self._execution, self._world_size = config, state, execution, world_size
         self._outliers = outliers
-        self._network: nn.Module = DistributedDataParallel(state.network) if world_size > 1 else state.network
+        copied = world_size > 1 and not is_sharded(state.network)
+        self._network: nn.Module = DistributedDataParallel(state.network) if copied else state.network
 
     @property
     def strength(self) -> float:
@@ -199,6 +201,8 @@ class _Step:
         return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _postponed(self) -> AbstractContextManager[None]:
+        if is_sharded(self._network):
+            return gradients_postponed(self._network)
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
 
     def _remember(self, draws: list[Draw], replay: Replay) -> None:

@@ -42,12 +42,16 @@ class TrialActor(tune.Trainable):
         if not is_complete(places.folder):
             declare(places.folder, self._assignment)
         self._events: Iterator[Judged | Trained]
-        if self._assignment.config.workers > 1:
+        if self._assignment.config.workers != 1:
             from pipeline.distributed import run_distributed
 
             self._events = run_distributed(self._assignment, places)
         else:
             self._events = run_trial(self._assignment, places)
+
+    def cleanup(self) -> None:
+        """Ranks of a trial that is stopped early end before their resources go to the next one."""
+        self._events.close()  # type: ignore[attr-defined]
 
     def step(self) -> dict[str, Any]:
         for event in self._events:

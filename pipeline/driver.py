@@ -19,6 +19,7 @@ from pipeline.tracking import Tracker
 from pipeline.trial import Places
 from pipeline.tuning import run_programme
 from pipeline.workspace import Declared, Workspace
+from search_spaces.resources import Resources, Workers
 from search_spaces.space import TrialConfig
 
 
@@ -71,8 +72,8 @@ def driving(
     with workspace.locked():
         tracker = Tracker(workspace, declared)
         tracker.copy_all(workspace.trial_folders())  # What a killed driver did not copy.
-        with ray_session(cpus, dashboard=declared.workers > 1) as available:
-            yield Driver(tuple(rungs), workspace, tracker, available, declared.workers, console)
+        with ray_session(cpus, dashboard=declared.workers != 1) as available:
+            yield Driver(tuple(rungs), workspace, tracker, available, declared.workers, declared.resources, console)
         tracker.copy_all(workspace.trial_folders())
 
 
@@ -84,13 +85,15 @@ class Driver:
         rungs: Data and base models, one a resolution.
         cpus: CPUs that trials may use together.
         workers: Ranks of each trial.
+        resources: Of each rank.
     """
 
     rungs: tuple[Rung, ...]
     workspace: Workspace
     tracker: Tracker
-    cpus: int
-    workers: int
+    cpus: float
+    workers: Workers
+    resources: Resources
     console: Console
 
     def run(self, programme: Programme, title: str, scheduler: TrialScheduler | None = None) -> None:
@@ -102,6 +105,7 @@ class Driver:
             storage=self.workspace.folder / "ray",
             cpus=self.cpus,
             workers=self.workers,
+            resources=self.resources,
             scheduler=scheduler,
             on_change=self.tracker.copy_trial,
             console=self.console,
@@ -140,5 +144,13 @@ class Driver:
             start=start,
             teacher=rung.teacher.resolve() if rung.teacher else start,
             cache=self.workspace.cache.resolve(),
-            execution=Execution(channels_last=True),  # Seen faster on CPUs too, at 16 px.
+            threads=max(1, int(self.resources.cpus)),
+            execution=Execution(
+                device="cuda" if self.resources.gpus else "cpu",
+                slice_size=self.resources.slice_size,
+                compile=self.resources.compile,
+                channels_last=True,  # Seen faster on CPUs too, at 16 px.
+                sharded=self.resources.sharded,
+            ),
+            resources=self.resources,
         )

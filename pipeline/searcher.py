@@ -15,13 +15,17 @@ Encode = Callable[[Assignment], dict[str, Any]]
 class ProgrammeSearcher(Searcher):
     """Knows only which Tune trial runs which key; the programme's storage is the truth."""
 
-    def __init__(self, programme: Programme, encode: Encode) -> None:
+    def __init__(self, programme: Programme, encode: Encode, room: Callable[[], int] | None = None) -> None:
+        """Hand out no more trials at a time than there is ``room`` for, now; all of them without it."""
         super().__init__(metric="metric", mode="min")
+        self._room = room
         self._programme = programme
         self._encode = encode
         self._keys: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str.
+        if self._room is not None and self._keys and len(self._keys) >= self._room():
+            return None
         assignment = self._programme.ask()
         if assignment is None:
             return Searcher.FINISHED if self._programme.finished else None

@@ -27,6 +27,7 @@ from atdiff_core.controls import random_control, replay_control
 from atdiff_core.randomness import derived_seed
 from pipeline.records import Assignment
 from search_spaces.domains import Choice, Point
+from search_spaces.resources import Resources
 from search_spaces.space import Space, TrialConfig
 
 SEARCH_SEED = 0
@@ -55,7 +56,7 @@ class StudyProgramme:
         self._space, self._base = space, base
         self.resolution = base.train.network.resolution
         name = f"{space.name}/{self.resolution}px"
-        signature = space.but(shards="").key + base.key
+        signature = space.but(shards="", resources=Resources()).key + base.key
         self._search = _open_study(name, storage, signature)
         self._search.sampler = _sampler(space, self.resolution, len(self._search.get_trials(deepcopy=False)))
         self._extras = _open_study(f"{name}/controls", storage, signature)

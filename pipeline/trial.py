@@ -2,29 +2,35 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from atdiff_core.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
 from atdiff_core.data.addresses import Address
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.files import read_json, write_json
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
 from atdiff_core.objectives.objective import Teacher
 from atdiff_core.pictures import save_grid
+from atdiff_core.sharding import shard, whole
 from atdiff_core.snapshots import Snapshot, load_snapshot, save_snapshot
+from atdiff_core.team import ALONE, Team
 from atdiff_core.train_config import NO_TEACHER, SCRATCH
 from atdiff_core.train_state import Execution, TrainState
 from atdiff_core.trainer import train
+from pipeline.audit import AuditedShards
+from pipeline.keeping import FolderKeeper, Keeper
 from pipeline.records import CHECKPOINT, RESULT, SAMPLES, SNAPSHOT, Assignment, append_curve, is_complete
+from search_spaces.resources import Resources
 from search_spaces.space import TrialConfig
 
-REPORTS_PER_TRIAL = 20
-CHECKPOINT_SEC = 20.0
+REPORTS_PER_TRIAL = 20, 1000
+"""The least and the most: between two of them nothing is kept, and no stop is heard."""
+MINIBATCHES_PER_REPORT = 50
+STATES = "states"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Places:
         execution: Device, memory layout and slicing.
         teacher: Snapshot that teaches it; ignored by a trial without a teacher.
         outliers: Shard set that the config's corruption takes outliers from, where it takes some.
+        resources: Of each rank, and how its state is kept.
     """
 
     shards: Address
@@ -50,6 +57,15 @@ class Places:
     execution: Execution = field(default_factory=Execution)
     teacher: Path = Path()
     outliers: Address | None = None
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def states(self) -> tuple[str, str]:
+        """Where a trial of several ranks keeps its resumable states: a folder or address, and the name below it."""
+        if not self.resources.checkpoints:
+            return str(self.folder.resolve()), STATES
+        address, mark, options = self.resources.checkpoints.partition("?")
+        return f"{address.rstrip('/')}/{self.folder.parent.parent.name}{mark}{options}", self.folder.name
 
 
 @dataclass(frozen=True)
@@ -83,63 +99,85 @@ def run_trial(
     assignment: Assignment,
     places: Places,
     *,
-    rank: int = 0,
-    world_size: int = 1,
+    team: Team = ALONE,
+    keeper: Keeper | None = None,
 ) -> Iterator[Judged | Trained]:
     """Run a trial to its end from wherever an earlier attempt left it.
 
-    A complete trial yields its recorded result at once. Rank 0 alone judges and writes. The
-    state is checkpointed at the rung, and besides whenever ``CHECKPOINT_SEC`` have passed.
+    A complete trial yields its recorded result at once. All ranks train and judge, rank 0 writes.
+    The state is kept at the rung, and besides whenever ``places.resources.checkpoint_sec`` have passed.
+
+    Args:
+        team: The ranks; each of them runs this with the same arguments otherwise.
+        keeper: Keeps resumable states; by default in the trial's folder.
     """
-    if is_complete(places.folder):
+    (complete,) = team.agreed(is_complete(places.folder))
+    if complete:
         recorded = read_json(places.folder / RESULT)
         yield Judged(recorded["kpass"], recorded["values"]["metric"], final=True)
         return
     torch.set_num_threads(places.threads)
     began = saved = time.monotonic()
     config, shards = assignment.config, _opened(places.shards)
-    state = _state(config, places)
+    if places.resources.audit:
+        shards = AuditedShards(shards, places.folder, team)
+    keeper = keeper or FolderKeeper(places.folder / CHECKPOINT)
+    state = _begun(config, places, keeper, team)
     budget = config.train.minibatches * config.train.kpass_per_minibatch
     rungs = [max(1, round(config.train.minibatches * config.rung))] if config.rung < 1 else []
-    every = budget / REPORTS_PER_TRIAL
+    least, most = REPORTS_PER_TRIAL
+    every = budget / min(max(least, config.train.minibatches // MINIBATCHES_PER_REPORT), most)
     for progress in train(
         config.train,
         state,
         shards,
         report_every_kpass=every,
         stop_at=rungs,
-        rank=rank,
-        world_size=world_size,
+        rank=team.rank,
+        world_size=team.size,
         execution=places.execution,
         outliers=None if places.outliers is None else _opened(places.outliers),
     ):
-        if rank == 0:
+        if team.leads:
             append_curve(places.folder, progress.kpass, progress.metrics)
-            rung = state.minibatches in rungs and not progress.done
-            judged = _judge(config, places, state, progress.kpass) if rung else None
-            if rung or time.monotonic() - saved > CHECKPOINT_SEC:
-                save_checkpoint(state, config.train, places.folder / CHECKPOINT)
-                saved = time.monotonic()
-            if judged:
-                yield judged
+        rung = state.minibatches in rungs and not progress.done
+        judged = _judge(config, places, state, progress.kpass, team) if rung else None
+        overdue = time.monotonic() - saved > places.resources.checkpoint_sec
+        due, stopped = team.agreed(keeper.ready and overdue, keeper.stopped)
+        if rung or (due and not progress.done):
+            keeper.keep(state, config.train)
+            saved = time.monotonic()
+        if judged:
+            yield judged
+        if stopped:
+            return
         yield Trained(progress.kpass, budget)
-    if rank == 0:
-        yield _finish(config, places, state, budget, began)
+    yield _finish(config, places, state, budget, began, team)
 
 
-def _state(config: TrialConfig, places: Places) -> TrainState:
+def _begun(config: TrialConfig, places: Places, keeper: Keeper, team: Team) -> TrainState:
+    """The state from which this attempt goes on."""
     teacher: Teacher | None = None
     if config.train.teacher != NO_TEACHER:
         teacher = _snapshot(places.teacher, config.train.teacher, places.execution.device).teacher
-    if has_checkpoint(places.folder / CHECKPOINT):
-        return load_checkpoint(config.train, places.folder / CHECKPOINT, places.execution, teacher)
+    execution = places.execution
+    if not execution.sharded or team.size == 1:
+        return keeper.load(config.train, execution, teacher) or _fresh(config, places, execution, teacher)
+    whole_first = replace(execution, device="cpu")
+    state = keeper.load(config.train, whole_first, teacher) or _fresh(config, places, whole_first, teacher)
+    shard(state, config.train, execution.device)
+    return state
+
+
+def _fresh(config: TrialConfig, places: Places, execution: Execution, teacher: Teacher | None) -> TrainState:
+    """The state before the first step."""
     start: nn.Module | None = None
     if config.train.start_from != SCRATCH:
         snapshot = _snapshot(places.start, config.train.start_from)
         snapshot.check_fits(config.train.network)
         config.train.objective.check_start(snapshot.noise)
         start = snapshot.network
-    return TrainState.fresh(config.train, start, places.execution, teacher)
+    return TrainState.fresh(config.train, start, execution, teacher)
 
 
 def _snapshot(folder: Path, key: str, device: str = "cpu") -> Snapshot:
@@ -149,28 +187,31 @@ def _snapshot(folder: Path, key: str, device: str = "cpu") -> Snapshot:
     return snapshot
 
 
-def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float) -> Judged:
+def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float, team: Team) -> Judged:
     evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
-    first = config.evaluation.samplers[:1]
-    (evaluated,) = evaluator.evaluate(state.averaged, config.train.objective.noise, first)
+    noise, first = config.train.objective.noise, config.evaluation.samplers[:1]
+    (evaluated,) = evaluator.evaluate(whole(state, config.train).averaged, noise, first, team=team)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
     metric = evaluator.metric(evaluated)
-    append_curve(places.folder, kpass, {"eval/metric": metric, **figures})
+    if team.leads:
+        append_curve(places.folder, kpass, {"eval/metric": metric, **figures})
     return Judged(kpass, metric, final=False)
 
 
-def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float) -> Judged:
+def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float, team: Team) -> Judged:
     """Judge the trained network with every sampler and write the result, which ends the trial."""
     evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
+    state = whole(state, config.train)
     noise, network = config.train.objective.noise, state.averaged
     figures: dict[str, float] = {}
-    for evaluated in evaluator.evaluate(network, noise):
+    for evaluated in evaluator.evaluate(network, noise, team=team):
         figures.setdefault("metric", evaluator.metric(evaluated))
         figures |= evaluator.named(evaluated)
         pictures = evaluated.images
-    figures |= evaluator.attacked(network, noise)
-    save_snapshot(state, config.train, places.folder / SNAPSHOT)
-    save_grid(pictures, places.folder / SAMPLES)
-    append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})
-    write_json(places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began})
+    figures |= evaluator.attacked(network, noise, team=team)
+    if team.leads:
+        save_snapshot(state, config.train, places.folder / SNAPSHOT)
+        save_grid(pictures, places.folder / SAMPLES)
+        append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})
+        write_json(places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began})
     return Judged(kpass, figures["metric"], final=True)

@@ -14,16 +14,19 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from rich.console import Console
 
 from pipeline.actor import TrialActor, encode
+from pipeline.capacity import Demand
+from pipeline.cluster import driver_share, require_room, room_for
 from pipeline.programme import Programme
 from pipeline.progress import TrialBoard
 from pipeline.records import Assignment, is_complete, set_status
 from pipeline.searcher import ProgrammeSearcher
 from pipeline.trial import Places
+from search_spaces.resources import Resources, Workers
 from search_spaces.space import Space, TrialConfig
 
+ON_ONE_CPU = Resources()
 PlacesOf = Callable[[Assignment], Places]
 MAX_FAILURES = 1
-DRIVER_CPUS = 0.01
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -36,8 +39,9 @@ def run_programme(
     *,
     title: str,
     storage: Path,
-    cpus: int,
-    workers: int,
+    cpus: float,
+    workers: Workers,
+    resources: Resources = ON_ONE_CPU,
     scheduler: TrialScheduler | None,
     on_change: Callable[[Path], None],
     console: Console,
@@ -49,25 +53,30 @@ def run_programme(
         storage: Folder for Tune's own bookkeeping, which nothing is ever read back from.
         cpus: CPUs that trials may use together.
         workers: Ranks of each trial.
+        resources: Of each rank.
         scheduler: Stops trials early; ``None`` lets all of them finish.
         on_change: Called with a trial's folder whenever it has something new.
 
     Raises:
         Interrupted: Ctrl-C, or trials that could not be finished.
+        ValueError: The cluster has no room for a single trial.
     """
     if programme.finished:
         return
     board = TrialBoard(title, programme.planned_trials(), console)
     observer = _Observer(places_of, board, on_change)
     trainable = type(f"Trial_{uuid.uuid4().hex[:8]}", (TrialActor,), {})  # Clusters share a registry by name.
-    resources = {"CPU": 1 if workers == 1 else DRIVER_CPUS}
+    demand = Demand(workers, resources)
+    require_room(demand, cpus)
+    actor = resources.per_worker if workers == 1 else driver_share()  # Ranks reserve their own.
     tuner = tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([actor])),
         tune_config=tune.TuneConfig(
-            search_alg=ProgrammeSearcher(programme, lambda assignment: encode(assignment, places_of(assignment))),
+            search_alg=ProgrammeSearcher(
+                programme, lambda assignment: encode(assignment, places_of(assignment)), room_for(demand, cpus)
+            ),
             scheduler=scheduler or FIFOScheduler(),
             num_samples=-1,
-            max_concurrent_trials=max(1, cpus // workers),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

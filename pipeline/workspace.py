@@ -15,6 +15,8 @@ from search_spaces.comparison import Comparison
 from search_spaces.space import Space
 
 MIN_FREE_BYTES = 500_000_000
+PLACES = {"shards", "resources"}
+"""Fields of a declaration that may change while it is continued: where it runs, not what."""
 Declared = Space | Comparison
 DECLARATIONS: dict[type[Declared], str] = {Space: "sweep.json", Comparison: "comparison.json"}
 
@@ -79,12 +81,12 @@ class Workspace:
                 f"the name {self.name!r} is taken in {self.root} (it holds a {other}); choose another name"
             )
         declaration = self.folder / DECLARATIONS[type(declared)]
-        content = declared.model_dump(mode="json", exclude={"shards"})
+        whole = declared.model_dump(mode="json")
+        content = {name: value for name, value in whole.items() if name not in PLACES}
         if not declaration.exists():
-            write_json(declaration, content | {"shards": declared.shards})
+            write_json(declaration, whole)
             return
         earlier = read_json(declaration)
-        earlier.pop("shards", None)
         changed = sorted(name for name in content if earlier.get(name) != content[name])
         if changed:
             raise ValueError(

@@ -15,6 +15,7 @@ from atdiff_core.objectives import Objective
 from atdiff_core.perturbations import Perturbation, Unperturbed
 from atdiff_core.train_config import NO_TEACHER, SCRATCH, Precision, StrengthWarmup, TrainConfig
 from search_spaces.loading import load_declared
+from search_spaces.resources import Resources, Workers, check_workers
 from search_spaces.space import Phase, TrialConfig
 
 PLAIN = "plain"
@@ -87,7 +88,8 @@ class Comparison(Config):
         seeds: Trials of each arm, with the seeds 1, 2, …; the base model has seed 0.
         evaluation: How networks are judged: every sampler judges every trial, the first gives the
             trial metric.
-        workers: Ranks of each trial.
+        workers: Ranks of each trial: a number, or the least and the most while nodes come and go.
+        resources: What each rank gets, and how trials survive the loss of one. No part of any key.
     """
 
     name: Name
@@ -104,7 +106,8 @@ class Comparison(Config):
     arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
     seeds: Annotated[int, Field(ge=1)] = 3
     evaluation: EvaluationConfig
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Workers = 1
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _arms_fit(self) -> Self:
@@ -137,8 +140,7 @@ class Comparison(Config):
 
     @model_validator(mode="after")
     def _trials_fit(self) -> Self:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
+        check_workers(self.workers, self.batch_size)
         samplers = self.evaluation.samplers
         repeated = [sampler for place, sampler in enumerate(samplers) if sampler in samplers[:place]]
         if repeated:

@@ -16,6 +16,7 @@ from atdiff_core.perturbations import Perturbation, Unperturbed
 from atdiff_core.train_config import NO_TEACHER, Precision, TrainConfig
 from search_spaces.domains import Domains, Point
 from search_spaces.loading import load_declared
+from search_spaces.resources import Resources, Workers, check_workers
 
 
 class Phase(Config):
@@ -72,13 +73,14 @@ class TrialConfig(Config):
         train: Everything that decides the weights.
         evaluation: Everything that decides the figures.
         rung: Fraction of the budget at which it is judged for the first time.
-        workers: Ranks. With one the trial runs in Tune's own actor, with more under Ray Train.
+        workers: Ranks, or the least and the most of them. With one the trial runs in Tune's own
+            actor, otherwise under Ray Train.
     """
 
     train: TrainConfig
     evaluation: EvaluationConfig
     rung: Annotated[float, Field(gt=0, le=1)] = 1.0
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Workers = 1
 
     def check(self) -> None:
         """Refuse what would fail only after hours."""
@@ -110,7 +112,8 @@ class Space(Config):
         trials: Search trials at each resolution.
         stopping: Early stopping of search trials.
         replication: Repetition of the leaders.
-        workers: Ranks of each trial.
+        workers: Ranks of each trial: a number, or the least and the most while nodes come and go.
+        resources: What each rank gets, and how trials survive the loss of one. No part of any key.
         seed: Seed of the search; trials of the search itself all train with seed 0.
     """
 
@@ -131,7 +134,8 @@ class Space(Config):
     trials: Annotated[int, Field(ge=1)] = 12
     stopping: Stopping = Stopping()
     replication: Replication = Replication()
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Workers = 1
+    resources: Resources = Resources()
     seed: int = 0
 
     @model_validator(mode="after")
@@ -152,8 +156,7 @@ class Space(Config):
             self.objective.check_teacher(self.base_objective.noise)
         base = self.base_config(self.ladder[0], dataset="")  # What does not fit must not wait for the first trial.
         base.check()
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size must be divisible by workers={self.workers}, got {self.batch_size}")
+        check_workers(self.workers, self.batch_size)
         for replays in self.domains.replay_counts():
             trial = self.trial_config(base, Unperturbed(num_replays=replays))
             trial.evaluation.check_fits(self.objective.noise)

@@ -38,7 +38,7 @@ def digits_8px(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return open_shards(out / "8px")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(digits_8px: ShardSet) -> TrainConfig:
     """Six plain minibatches of 8."""
     return TrainConfig(

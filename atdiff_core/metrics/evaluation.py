@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +29,8 @@ from atdiff_core.networks import NoisePredictor
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.randomness import derived_seed
-from atdiff_core.samplers import Sampler, sample_batches
+from atdiff_core.samplers import Sampler, sample
+from atdiff_core.team import ALONE, Team
 
 PICTURES = 64
 
@@ -155,41 +155,51 @@ class Evaluator:
         return load_file(file)["features"]
 
     def evaluate(
-        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, samplers: tuple[Sampler, ...] | None = None
+        self,
+        network: NoisePredictor,
+        noise: NoiseSchedule | KarrasNoise,
+        samplers: tuple[Sampler, ...] | None = None,
+        *,
+        team: Team = ALONE,
     ) -> Iterator[Evaluated]:
         """Yields what each sampler makes of the network, those of the config where none are given."""
         for sampler in samplers or self.config.samplers:
-            for event in self.judge(network, noise, sampler):
+            for event in self.judge(network, noise, sampler, team=team):
                 if isinstance(event, Evaluated):
                     yield event
 
     def judge(
-        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, sampler: Sampler
+        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, sampler: Sampler, *, team: Team = ALONE
     ) -> Iterator[int | Evaluated]:
-        """Yields the number of images made so far, again and again, and at the end the judgement."""
+        """Yields the number of images made so far, again and again, and at the end the judgement.
+
+        Args:
+            team: Ranks that share the sampling; all of them get the judgement, which is that of one
+                rank, to the rounding of the network's outputs.
+        """
         network.eval()
         side = network.unet.config.sample_size
-        batches = sample_batches(
-            network,
-            noise,
-            sampler,
-            shape=(network.image_channels, side, side),
-            count=self.config.samples,
-            seed=self.config.seed,
-            num_classes=network.num_classes,
-            batch_size=self._batch_size,
-            device=next(network.parameters()).device,
-        )
+        deal = team.deal(self.config.samples, self._batch_size)
         features: list[Tensor] = []
         images: list[Tensor] = []
         made = 0
-        for batch in batches:
+        for indices in deal.mine:
+            batch, _ = sample(
+                network,
+                noise,
+                sampler,
+                shape=(network.image_channels, side, side),
+                indices=indices,
+                seed=self.config.seed,
+                num_classes=network.num_classes,
+                device=next(network.parameters()).device,
+            )
             features.append(features_of([batch], self.network))
-            if made < PICTURES:
-                images.append(batch[: PICTURES - made].cpu())
+            if not images or indices.start < PICTURES:
+                images.append(batch.cpu())
             made += len(batch)
             yield made
-        yield self._evaluated(sampler, torch.cat(features), torch.cat(images))
+        yield self._evaluated(sampler, deal.collected(features), deal.collected(images, first=PICTURES))
 
     def _evaluated(self, sampler: Sampler, features: Tensor, images: Tensor) -> Evaluated:
         distances = self._meter(features)
@@ -207,7 +217,9 @@ class Evaluator:
             figures["inception_score"] = inception_score(self.network.class_logits(features).cpu())
         return Evaluated(sampler, distances, figures, images)
 
-    def attacked(self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise) -> dict[str, float]:
+    def attacked(
+        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, *, team: Team = ALONE
+    ) -> dict[str, float]:
         """Attack gains over all noise levels, by the names of the attacks."""
         if not self.config.attacks:
             return {}
@@ -221,7 +233,7 @@ class Evaluator:
             overall = next(
                 robustness(
                     network, Denoising(noise=noise), batch.images, attack,
-                    labels=labels, seed=self.config.seed, num_bins=1, device=device,
+                    labels=labels, seed=self.config.seed, num_bins=1, device=device, team=team,
                 )
             )  # fmt: skip
             gains[attack.name] = overall.gain

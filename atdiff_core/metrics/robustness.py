@@ -18,6 +18,7 @@ from atdiff_core.config import Config
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.objectives.drawing import Denoiser, Draw
 from atdiff_core.randomness import Randomness
+from atdiff_core.team import ALONE, Team
 from atdiff_core.timesteps import UniformTimesteps
 
 STEPS_ACROSS = 2.5
@@ -97,6 +98,7 @@ def robustness(
     num_bins: int = 5,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
+    team: Team = ALONE,
 ) -> Iterator[RobustnessAt]:
     """Yields the gain over all noise levels, then over each of ``num_bins`` equal ranges of them.
 
@@ -108,6 +110,7 @@ def robustness(
         network: In evaluation mode; its parameters receive no gradient.
         images: Preferably not trained on, ``[images, channels, height, width]`` in [-1, 1].
         labels: Their classes, for a conditional network, ``[images]``.
+        team: Ranks that share the images; all of them get the same gains.
 
     Cost:
         ``num_steps`` forwards and backwards without parameter gradients, and a forward, per image.
@@ -116,14 +119,14 @@ def robustness(
         ValueError: If fewer than two images fall into a range of levels.
     """
     climbed = objective.but(attack_sees_target=True, timesteps=UniformTimesteps())
-    found = [torch.empty(3, 0)]
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
+    deal, found = team.deal(len(images), batch_size), []
+    for indices in deal.mine:
+        rows = slice(indices.start, indices.stop)
         batch, classes = images[rows].to(device), None if labels is None else labels[rows].to(device)
-        randomness = Randomness(seed, range(start, start + len(batch)), "robustness")
+        randomness = Randomness(seed, indices, "robustness")
         draw = climbed.draw(batch, randomness, condition={} if classes is None else {"labels": classes})
-        found.append(torch.stack([draw.timesteps, *attack.losses(network, climbed, draw)]).double().cpu())
-    levels, clean, attacked = torch.cat(found, dim=1)
+        found.append(torch.stack([draw.timesteps, *attack.losses(network, climbed, draw)], dim=1).double().cpu())
+    levels, clean, attacked = deal.collected(found).T
     num_timesteps = climbed.noise.num_timesteps
     for here in (range(num_timesteps), *_ranges(num_timesteps, num_bins)):
         inside = (levels >= here.start) & (levels < here.stop)

@@ -1,0 +1,93 @@
+"""Recovery between real network stacks: a head and workers in namespaces, with links that fail."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Host, Network, can_make_hosts
+from recovery import (
+    FAST,
+    Driver,
+    Progress,
+    assert_no_doubles,
+    assert_nothing_lost_or_repeated,
+    make_setting,
+    until,
+)
+from sweep_helpers import write_digits
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.namespaces,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not can_make_hosts(), reason="needs iproute2, and the right to make network namespaces"),
+]
+PORT = 6379
+LINK_DOWN_SEC = 25
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    made = Network()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a short name: paths of Unix sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="atd", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def start_node(host: Host, head: Host, sockets: Path) -> None:
+    """Join the cluster, or start it; a node that was given up for dead joins again."""
+    command = f"ray start --block --node-ip-address={host.address} --object-store-memory=100000000"
+    if host is head:
+        command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false --temp-dir={sockets}"
+    else:
+        command += f" --address={head.address}:{PORT} --num-cpus=1"
+    host.supervise(command, sockets / f"{host.name}.log", FAST)
+
+
+def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, sockets: Path, tmp_path: Path) -> None:
+    shards = write_digits(tmp_path / "digits", [8])
+    setting = make_setting(
+        tmp_path, shards, minibatches=3000, workers=2, placement="STRICT_SPREAD", checkpoint_sec=0.0, max_failures=20
+    )
+    progress = Progress(setting)
+    head, one, two = network.add(), network.add(), network.add()
+    for host in (head, one, two):
+        start_node(host, head, sockets)
+    environment = FAST | {"RAY_ADDRESS": f"{head.address}:{PORT}", "GLOO_SOCKET_IFNAME": "eth0"}
+
+    def advance(minibatches: int, what: str) -> float:
+        """Wait until training is so far beyond where it ever was; seconds until its next step, old or new."""
+        consumed, furthest = progress.consumed(), progress.furthest()
+        stepped = until(lambda: progress.consumed() > consumed, what, driver=driver)
+        until(lambda: progress.furthest() >= furthest + minibatches, what, driver=driver)
+        return stepped
+
+    driver = Driver(setting, environment, head.prefix)
+    try:
+        advance(400, "two hosts train")
+        two.kill()
+        start_node(network.add(), head, sockets)
+        lost = advance(400, "the host that joined trains")
+        one.link("down")
+        time.sleep(LINK_DOWN_SEC)
+        one.link("up")
+        cut = advance(400, "the host that was cut off trains again")
+        driver.kill()
+        driver = Driver(setting, environment, head.prefix)
+        again = advance(1, "the second driver goes on")
+        driver.finish()
+    finally:
+        driver.kill()
+    print(f"\nseconds to the next step: node lost {lost:.1f}, link up {cut:.1f}, driver started {again:.1f}")
+    assert_nothing_lost_or_repeated(setting)
+    assert_no_doubles(setting)
