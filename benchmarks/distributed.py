@@ -28,15 +28,15 @@ from pipeline.trial import Places, run_trial
 from search_spaces.demo import space
 from search_spaces.resources import Resources
 
-ROUNDS, MINIBATCHES = 4, 400
+ROUNDS, MINIBATCHES = 4, 180
 RANKS = 2
 NEVER = 1e9
 
 
 def prepared(work: Path, arm: str, seed: int, minibatches: int, resources: Resources) -> tuple[Assignment, Places]:
-    """A base model's training at 16 px, declared in a folder of its own."""
-    shards = work / "digits" / "16px"
-    base = space.base_config(16, open_shards(shards).fingerprint)
+    """A base model's training at 8 px, declared in a folder of its own."""
+    shards = work / "digits" / "8px"
+    base = space.base_config(8, open_shards(shards).fingerprint)
     train = base.train.but(seed=seed, budget_kpass=minibatches * base.train.kpass_per_minibatch)
     evaluation = base.evaluation.but(samples=8, reference=64, attacks=())
     assignment = Assignment(base.but(train=train, evaluation=evaluation, workers=RANKS), "base")
@@ -93,7 +93,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch, ray_session(RANKS):
         work = Path(scratch)
-        for _ in write_shards(mnist_digits(), work / "digits", [16], image_channels=1):
+        for _ in write_shards(mnist_digits(), work / "digits", [8], image_channels=1):
             pass
         pairs = [_one_round(work, seed) for seed in range(ROUNDS)]
     ratios = sorted(ours / theirs for ours, theirs in pairs)

@@ -97,7 +97,8 @@ def _listed(nodes: Sequence[Node], names: Mapping[str, float]) -> str:
 
 def bounded(nodes: Sequence[Node], cpus: float) -> list[Node]:
     """The nodes as far as they may be used, where ``cpus`` CPUs are allowed in all."""
-    left, used = cpus, []
+    left = cpus
+    used: list[Node] = []
     for node in nodes:
         take = min(left, node.get("CPU", 0.0))
         used.append({**node, "CPU": take})

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ray.train import (
     CheckpointConfig,
@@ -86,15 +87,18 @@ def torch_trainer(assignment: Assignment, places: Places) -> TorchTrainer:
     """The trial as Ray Train runs it."""
     resources = places.resources
     storage, name = places.states
+    elastic: dict[str, Any] = {  # ray.train declares the types of its first version.
+        "num_workers": assignment.config.workers,
+        "elastic_resize_monitor_interval_s": resources.resize_sec,
+    }
     return TorchTrainer(
         train_on_rank,
         train_loop_config={"assignment": assignment, "places": places},
         scaling_config=ScalingConfig(
-            num_workers=assignment.config.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=resources.per_worker,
             placement_strategy=resources.placement,
-            elastic_resize_monitor_interval_s=resources.resize_sec,
+            **elastic,
         ),
         torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_SEC),
         run_config=RunConfig(

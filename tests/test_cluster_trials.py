@@ -156,10 +156,11 @@ def test_a_trial_too_large_for_the_cluster_is_told(
     cluster: Cluster, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "WAIT_SEC", 0.1)
+    large = Assignment(tiny_space(shards).base_config(8, ""), "base")
     with pytest.raises(ValueError, match=r"3 workers, each with 1 CPU; the cluster has .*2 nodes with 1 CPU"):
         run_programme(
-            FixedProgramme([Assignment(tiny_space(shards).base_config(8, ""), "base")], {"": tmp_path}),
-            lambda assignment: None,
+            FixedProgramme([large], {large.key: tmp_path}),
+            lambda assignment: Places(shards, tmp_path, tmp_path, tmp_path),
             title="large",
             storage=tmp_path,
             cpus=float("inf"),
