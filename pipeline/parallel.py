@@ -57,7 +57,7 @@ def in_parts(
     from pipeline.cluster import ray_session
 
     with ray_session(min(workers, os.cpu_count() or 1)) as cpus:
-        yield from _as_tasks(function, shared, parts, at_once=min(workers, cpus), gpus=gpus)
+        yield from _as_tasks(function, shared, parts, at_once=int(min(workers, cpus)), gpus=gpus)
 
 
 def _as_tasks(
