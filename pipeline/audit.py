@@ -1,12 +1,14 @@
 """A record of the samples that each rank consumed, to prove that no recovery lost or repeated one."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atdiff_core.data.stream import Batch, ShardSet
+from atdiff_core.data.batch import Batch
+from atdiff_core.data.stream import ShardSet
 from atdiff_core.team import Team
 
 AUDIT = "audit"
@@ -25,10 +27,10 @@ class AuditedShards(ShardSet):
         self._file = folder / f"{attempt:03d}-rank{team.rank}.jsonl"
         self._ranks = team.size
 
-    def batches(self, **asked: Any) -> Iterator[Batch]:
+    def batches(self, **asked: Any) -> Generator[Batch]:
         """As ``ShardSet.batches``."""
-        with self._file.open("a") as file:
-            for number, batch in enumerate(super().batches(**asked), start=asked.get("first", 0)):
+        with closing(super().batches(**asked)) as batches, self._file.open("a") as file:
+            for number, batch in enumerate(batches, start=asked.get("first", 0)):
                 samples = dict(zip(batch.positions, batch.keys, strict=True))
                 file.write(json.dumps({"minibatch": number, "ranks": self._ranks, "samples": samples}) + "\n")
                 file.flush()
