@@ -30,7 +30,7 @@ comparison = Comparison(
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
     pretraining=Phase(
-        budget_kpass=64,
+        budget_kpass=48,
         optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
@@ -50,7 +50,5 @@ comparison = Comparison(
         Arm(name="free-at-solver", objective=solver, perturbation=attack, reference="replay"),
     ),
     seeds=3,
-    evaluation=EvaluationConfig(
-        samples=256, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=4), Sampler(kind="cm", nfe=2))
-    ),
+    evaluation=EvaluationConfig(samples=256, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2))),
 )

@@ -9,8 +9,10 @@ from adm_reference import inputs, reference
 from diffusers import DDPMPipeline, UNet2DModel
 
 from atdiff_core.adm import read_adm, write_adm
+from atdiff_core.karras import KarrasNoise
 from atdiff_core.networks import PRESETS
 from atdiff_core.noise import NoiseSchedule
+from atdiff_core.objectives.consistency import ConsistencyDistillation
 from atdiff_core.snapshots import load_snapshot
 from pipeline import cli
 
@@ -54,6 +56,17 @@ class TestCommands:
         assert (snapshot.image_shape, snapshot.num_classes, snapshot.learned_variance) == ((3, 16, 16), 0, True)
         assert len(snapshot.key) == 64
         assert '"file": "ema.pt"' in (imported / "atdiff.json").read_text()
+
+    def test_a_teacher_of_consistency_models_is_known_as_an_edm_denoiser(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unet = PRESETS["adm_small"].but(learned_variance=False)
+        write_adm(reference(unet).state_dict(), tmp_path / "edm.pt")
+        network = ("--preset", "adm_small", "--no-learned-variance", "--noise", "edm")
+        assert not atdiff(monkeypatch, "import", "adm", tmp_path / "edm.pt", *network, "--out", tmp_path / "teacher")
+        teacher = load_snapshot(tmp_path / "teacher").teacher
+        assert teacher.noise == KarrasNoise(kind="edm")
+        assert ConsistencyDistillation().check_teacher(teacher.noise) is None
 
     def test_export_gives_back_the_file_that_was_imported(
         self, imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
