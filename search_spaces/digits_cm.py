@@ -50,5 +50,7 @@ comparison = Comparison(
         Arm(name="free-at-solver", objective=solver, perturbation=attack, reference="replay"),
     ),
     seeds=3,
-    evaluation=EvaluationConfig(samples=256, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2))),
+    evaluation=EvaluationConfig(
+        samples=256, reference=2_000, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2))
+    ),
 )

@@ -1,5 +1,6 @@
 """Consistency models through the pipeline: teacher, trials, command line and a real sweep, as for any objective."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from pipeline.comparison import assignments, rung_of
 from pipeline.records import SNAPSHOT, Assignment, declare, load_record
 from pipeline.report.page import write_report
 from pipeline.results import load_result
-from pipeline.sweep import run_sweep
+from pipeline.study import StudyProgramme
 from pipeline.trial import Judged, Places, run_trial
 from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained, Scratch
@@ -207,13 +208,27 @@ def test_the_law_of_students_is_found_as_for_any_objective(tmp_path: Path) -> No
     assert law.exponent == pytest.approx(truth.exponent, abs=0.1)
 
 
-@pytest.mark.cluster
-def test_a_real_sweep_of_students_ends_in_a_law_and_a_report(shards: Path, tmp_path: Path) -> None:
-    result = run_sweep(cm_space(shards), tmp_path, cpus=2)
-    (study,) = result.studies
-    assert all(trial.status in ("complete", "pruned") for trial in study.trials)
-    assert {trial.assignment.role for trial in study.trials} >= {"search", "plain", "replay", "random"}
-    assert study.evaluation.samplers == SAMPLERS[:2]
-    workspace = Workspace(tmp_path, "tiny-cm")
+@pytest.mark.slow
+def test_a_study_of_students_runs_to_its_report_trial_by_trial(
+    taught: tuple[Space, Assignment, Places], shards: Path, tmp_path: Path
+) -> None:
+    """Everything but Ray, which sees no more of a trial than its JSON: teacher, search, controls, law, page."""
+    space, base, places = taught
+    workspace = Workspace(tmp_path, space.name)
+    workspace.claim(space)
+    shutil.copytree(places.start.parent, workspace.trial(base.key))
+    study = StudyProgramme(space, base.config, workspace.study_uri)
+    while (assignment := study.ask()) is not None:
+        folder = workspace.trial(assignment.key)
+        declare(folder, assignment)
+        here = Places(places.shards, folder, places.start, places.cache, teacher=places.teacher)
+        (*_, last) = [event for event in run_trial(assignment, here) if isinstance(event, Judged)]
+        study.tell(assignment.key, "complete", last.metric)
+    assert study.finished
+    (found,) = load_result(workspace).studies
+    assert {trial.assignment.role for trial in found.trials} == {"search", "plain", "replay", "random"}
+    assert {trial.status for trial in found.trials} == {"complete"}
+    assert found.evaluation.samplers == SAMPLERS[:2]
     page = write_report(load_result(workspace), workspace, command="atdiff sweep").read_text()
     assert "consistency_distillation" in page
+    assert "cm with 1 NFE" in page
