@@ -16,6 +16,7 @@ from pipeline.commands import (
     inspect,
     mismatch,
     networks,
+    services,
     set_pictures,
     shard_sets,
     solvers,
@@ -46,6 +47,8 @@ app.command("compare")(comparisons.compare)
 app.command("law")(studies.law)
 app.command("report")(studies.report)
 app.command("ui")(inspect.ui)
+app.command("serve")(services.serve)
+app.command("sync")(services.sync)
 app.command("doctor")(inspect.doctor)
 
 BAD_INPUT, INTERRUPTED = 2, 130

@@ -15,19 +15,25 @@ from search_spaces.space import TrialConfig
 
 
 def run_comparison(
-    comparison: Comparison, root: Path, *, cpus: int | None = None, console: Console | None = None
+    comparison: Comparison,
+    root: Path,
+    *,
+    cpus: int | None = None,
+    console: Console | None = None,
+    tracking: str | None = None,
 ) -> ComparisonResult:
     """Run a comparison, or continue it: the same call after any interruption.
 
     Args:
         root: Folder that holds comparisons and sweeps, and the MLflow database.
         cpus: CPUs to use on this machine, all of them where ``None``.
+        tracking: Address of an MLflow; the root's own file where ``None``.
 
     Raises:
-        ValueError: Missing shards, or the name belongs to another configuration.
+        ValueError: Missing shards, the name belongs to another configuration, or MLflow does not answer.
         Interrupted: Ctrl-C.
     """
-    workspace = Workspace(root, comparison.name)
+    workspace = Workspace(root, comparison.name, tracking)
     rung = rung_of(comparison)
     teacher = load_snapshot(rung.teacher).key if rung.teacher else UNKNOWN_TEACHER
     with driving(comparison, [rung], workspace, cpus=cpus, console=console or Console()) as driver:

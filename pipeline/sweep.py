@@ -13,7 +13,9 @@ from pipeline.workspace import Workspace
 from search_spaces.space import Space
 
 
-def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Console | None = None) -> SweepResult:
+def run_sweep(
+    space: Space, root: Path, *, cpus: int | None = None, console: Console | None = None, tracking: str | None = None
+) -> SweepResult:
     """Run a sweep, or continue it: the same call after any interruption.
 
     Everything is checked before anything starts. Finished trials are never run again. Base models
@@ -22,12 +24,13 @@ def run_sweep(space: Space, root: Path, *, cpus: int | None = None, console: Con
     Args:
         root: Folder that holds sweeps, one below the other, and the MLflow database.
         cpus: CPUs to use on this machine, all of them where ``None``.
+        tracking: Address of an MLflow; the root's own file where ``None``.
 
     Raises:
-        ValueError: Missing shards, or the name belongs to another configuration.
+        ValueError: Missing shards, the name belongs to another configuration, or MLflow does not answer.
         Interrupted: Ctrl-C.
     """
-    workspace = Workspace(root, space.name)
+    workspace = Workspace(root, space.name, tracking)
     rungs = [
         open_rung(space.shards, space.network.at(resolution), partial(space.base_config, resolution))
         for resolution in space.ladder

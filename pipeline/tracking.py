@@ -4,15 +4,9 @@ Trials write to their folders only. The driver copies the folders to MLflow, so 
 one writer, and copying again changes nothing: a point is identified by its key, step and time.
 """
 
-import logging
-import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
@@ -21,7 +15,9 @@ from mlflow.exceptions import MlflowException
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
 from atdiff_core.train_config import NO_TEACHER
 from pipeline.evaluations import Cell
-from pipeline.records import SAMPLES, TrialRecord, load_record
+from pipeline.listening import without_password
+from pipeline.records import RESULT, SAMPLES, TrialRecord, load_record
+from pipeline.tracking_client import connect, is_server
 from pipeline.workspace import Declared, Workspace, machine
 from search_spaces.space import Space, TrialConfig
 
@@ -38,8 +34,8 @@ class Tracker:
         """Open or create the database, the experiment and the parent run."""
         workspace.root.mkdir(parents=True, exist_ok=True)
         self._workspace = workspace
-        self._client = _client(workspace.tracking_uri)
-        self._experiment = _experiment_id(self._client, workspace.root, declared.name)
+        self._client = connect(workspace.tracking_uri)
+        self._experiment = _experiment_id(self._client, workspace, declared.name)
         self._runs: dict[str, Run] = {}
         self._copied: dict[str, int] = {}
         self._parent = self._find_or_create(SWEEP, declared.but(shards="").key, declared.name, parent=None)
@@ -53,6 +49,8 @@ class Tracker:
         """Bring a trial's MLflow run up to what its folder says."""
         record = load_record(folder)
         run = self._trial_run(record)
+        if record.status != "running" and run.data.tags.get(COPIED) == record.status:
+            return
         done = self._copied.get(record.key, 0)
         points = [
             Metric(name, value, point.time_ms, round(point.kpass))
@@ -71,11 +69,23 @@ class Tracker:
             self.copy_trial(folder)
 
     def log_outcome(self, figures: dict[str, float], artifacts: Iterable[Path]) -> None:
-        """What the trials taught, in figures and pictures, on the parent run."""
-        for name, value in figures.items():
-            self._client.log_metric(self.parent_run_id, name, value)
-        for artifact in artifacts:
-            self._client.log_artifact(self.parent_run_id, str(artifact))
+        """What the trials taught, in figures and pictures, on the parent run.
+
+        The figures bear the time of the last result, so that logging them again changes nothing.
+
+        Raises:
+            ValueError: MLflow does not take them.
+        """
+        results = (folder / RESULT for folder in self._workspace.trial_folders())
+        time_ms = max((int(file.stat().st_mtime * 1000) for file in results if file.is_file()), default=0)
+        metrics = [Metric(name, value, time_ms, 0) for name, value in figures.items()]
+        try:
+            for start in range(0, len(metrics), BATCH):
+                self._client.log_batch(self.parent_run_id, metrics=metrics[start : start + BATCH])
+            for artifact in artifacts:
+                self._client.log_artifact(self.parent_run_id, str(artifact))
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"MLflow at {without_password(self._workspace.tracking_uri)}: {error}") from None
 
     def finish(self, status: str = "FINISHED") -> None:
         self._client.set_terminated(self.parent_run_id, status)
@@ -104,14 +114,13 @@ class Tracker:
 
     def _close(self, record: TrialRecord, run: Run) -> None:
         run_id = run.info.run_id
-        if self._client.get_run(run_id).data.tags.get(COPIED) == record.status:
-            return
         samples = record.folder / SAMPLES
         if samples.is_file():
             self._client.log_artifact(run_id, str(samples))
         status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[record.status]
         self._client.set_terminated(run_id, status)
         self._client.set_tag(run_id, COPIED, record.status)
+        self._runs[record.key] = self._client.get_run(run_id)
 
 
 def _facts(declared: Declared) -> dict[str, str]:
@@ -185,16 +194,20 @@ def _nfe_curves(record: TrialRecord) -> list[Metric]:
     return curves
 
 
-def track_evaluation(root: Path, *, key: str, name: str, parameters: dict[str, str], cells: Iterable[Cell]) -> str:
+def track_evaluation(
+    root: Path, *, key: str, name: str, parameters: dict[str, str], cells: Iterable[Cell], tracking: str | None = None
+) -> str:
     """Curves over NFE of one model that was judged outside a sweep; the id of its MLflow run.
 
     Args:
         root: Folder of the database.
         key: What the run is found by; judged again, the same model adds to its curves.
+        tracking: Address of another MLflow than the root's own.
     """
+    workspace = Workspace(root, EVALUATIONS, tracking)
     root.mkdir(parents=True, exist_ok=True)
-    client = _client(Workspace(root, EVALUATIONS).tracking_uri)
-    run = _found_or_created(client, _experiment_id(client, root, EVALUATIONS), EVALUATED, key, name, None)
+    client = connect(workspace.tracking_uri)
+    run = _found_or_created(client, _experiment_id(client, workspace, EVALUATIONS), EVALUATED, key, name, None)
     run_id = str(run.info.run_id)
     new = [Param(param, value) for param, value in parameters.items() if param not in run.data.params]
     curves = [
@@ -209,12 +222,12 @@ def track_evaluation(root: Path, *, key: str, name: str, parameters: dict[str, s
     return run_id
 
 
-def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
+def _experiment_id(client: MlflowClient, workspace: Workspace, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    artifacts = (root / "mlartifacts").resolve().as_uri()
-    return str(client.create_experiment(name, artifact_location=artifacts))
+    own = None if is_server(workspace.tracking_uri) else (workspace.root / "mlartifacts").resolve().as_uri()
+    return str(client.create_experiment(name, artifact_location=own))  # A server has a store of its own.
 
 
 def _found_or_created(
@@ -227,15 +240,3 @@ def _found_or_created(
         return found[0]
     tags = {tag: value} | ({PARENT: parent} if parent else {})
     return client.create_run(experiment, tags=tags, run_name=name)
-
-
-def _client(uri: str) -> MlflowClient:
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)  # The first use creates or migrates the database.
-        except (MlflowException, OSError) as error:
-            raise ValueError(f"MLflow cannot use {uri}: {error}") from None
-    return client

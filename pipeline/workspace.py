@@ -28,10 +28,12 @@ class Workspace:
     Attributes:
         root: Holds the MLflow database, the cache of reference features, and one folder a name.
         name: Of the sweep or the comparison.
+        tracking: Address of an MLflow server or database; the root's own file without it.
     """
 
     root: Path
     name: str
+    tracking: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -43,7 +45,7 @@ class Workspace:
 
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+        return self.tracking or f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
 
     @property
     def study_uri(self) -> str:
@@ -124,6 +126,18 @@ class Workspace:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    def declared(self) -> Declared:
+        """The sweep or the comparison that this folder was claimed for.
+
+        Raises:
+            ValueError: It was claimed for neither.
+        """
+        if (self.folder / DECLARATIONS[Space]).is_file():
+            return self.space()
+        if (self.folder / DECLARATIONS[Comparison]).is_file():
+            return self.comparison()
+        raise ValueError(f"{self.folder} holds neither a sweep.json nor a comparison.json")
 
     def space(self) -> Space:
         """The space that this folder was claimed for."""

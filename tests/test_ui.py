@@ -2,27 +2,18 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from servers import fetched, free_port
 from synthetic_sweep import write_sweep
 
 from pipeline.results import load_result
 from pipeline.tracking import Tracker
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_server_shows_the_sweep_on_this_machine_only(tmp_path: Path) -> None:
@@ -40,16 +31,3 @@ def test_the_server_shows_the_sweep_on_this_machine_only(tmp_path: Path) -> None
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
-
-
-def fetched(address: str) -> str:
-    """The page at an address, once the server is up."""
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                return str(answer.read().decode())
-        except (urllib.error.URLError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)

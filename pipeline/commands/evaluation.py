@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.data import numbers
+from pipeline.commands.studies import TrackingUri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,7 @@ def evaluate(
     figure: Annotated[Path | None, typer.Option(help="Also draw the distance against NFE to this PNG file.")] = None,
     track: Annotated[bool, typer.Option(help="Also log curves over NFE to MLflow, a run for each model.")] = False,
     root: Annotated[Path, typer.Option(help="Folder of the MLflow database.")] = Path("runs"),
+    tracking: TrackingUri = None,
     cache: Annotated[
         Path, typer.Option(help="Folder of reference features and finished cells; with it an interrupted run goes on.")
     ] = Path("runs/cache"),
@@ -107,7 +109,7 @@ def evaluate(
     if figure is not None:
         _draw(cells, settings, figure)
     if track:
-        _track(root, models, cells, settings, dataset.fingerprint)
+        _track(root, models, cells, settings, dataset.fingerprint, tracking)
     for file in filter(None, (csv, json, figure)):
         console.print(f"written: {file}")
 
@@ -191,7 +193,12 @@ def _draw(cells: "Sequence[Cell]", settings: "EvaluationConfig", file: Path) -> 
 
 
 def _track(
-    root: Path, models: "Sequence[Model]", cells: "Sequence[Cell]", settings: "EvaluationConfig", dataset: str
+    root: Path,
+    models: "Sequence[Model]",
+    cells: "Sequence[Cell]",
+    settings: "EvaluationConfig",
+    dataset: str,
+    tracking: str | None,
 ) -> None:
     from pipeline.evaluations import evaluation_key
     from pipeline.tracking import track_evaluation
@@ -205,4 +212,5 @@ def _track(
             name=model.name,
             parameters=parameters | {name: str(value) for name, value in judged_by.items()},
             cells=[cell for cell in cells if cell.model == model.name],
+            tracking=tracking,
         )

@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from pipeline.workspace import Workspace
 
 Root = Annotated[Path, typer.Option(help="Folder of the sweeps and of the MLflow database.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        envvar="MLFLOW_TRACKING_URI",
+        help="An MLflow server (http://…) or database; without it a file in the root.",
+    ),
+]
+Shards = Annotated[str | None, typer.Option(help="Where the shards lie here, whatever the file says.")]
 Finished = Annotated[Path, typer.Argument(help="A sweep's folder, say runs/demo.")]
 
 
@@ -16,6 +25,8 @@ def sweep(
     space: Annotated[Path, typer.Argument(help="A search space: a Python file, say search_spaces/demo.py.")],
     root: Root = Path("runs"),
     cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use here; all of them without it.")] = None,
+    tracking: TrackingUri = None,
+    shards: Shards = None,
 ) -> None:
     """Search every resolution of the ladder, fit the law, predict, report. Continues what was interrupted."""
     import time
@@ -29,11 +40,14 @@ def sweep(
 
     console, began = Console(), time.monotonic()
     declared = load_space(space)
+    if shards:
+        declared = declared.but(shards=shards)
     try:
-        result = run_sweep(declared, root, cpus=cpus, console=console)
+        result = run_sweep(declared, root, cpus=cpus, console=console, tracking=tracking)
     except Interrupted:
         raise KeyboardInterrupt from None  # Told by main, with the way to continue.
-    finish_sweep(result, _workspace(root / declared.name), f"atdiff sweep {space} --root {root}", console)
+    workspace = _workspace(root / declared.name, tracking)
+    finish_sweep(result, workspace, f"atdiff sweep {space} --root {root}", console)
     console.print(f"[dim]{time.monotonic() - began:.0f} s in this call[/]")
 
 
@@ -59,9 +73,9 @@ def report(folder: Finished) -> None:
     Console().print(f"report: {written}")
 
 
-def _workspace(folder: Path) -> "Workspace":
+def _workspace(folder: Path, tracking: str | None = None) -> "Workspace":
     from pipeline.workspace import Workspace
 
     if not (folder / "sweep.json").is_file():
         raise ValueError(f"there is no sweep in {folder}; a sweep's folder holds a sweep.json")
-    return Workspace(folder.parent, folder.name)
+    return Workspace(folder.parent, folder.name, tracking)
