@@ -14,6 +14,7 @@ from pipeline.commands import (
     data,
     evaluation,
     inspect,
+    jobs,
     mismatch,
     networks,
     services,
@@ -44,6 +45,9 @@ app.command("robustness")(mismatch.robustness)
 app.command("solver-error")(solvers.solver_error)
 app.command("sweep")(studies.sweep)
 app.command("compare")(comparisons.compare)
+app.command("submit")(jobs.submit)
+app.command("jobs")(jobs.jobs)
+app.command("stop")(jobs.stop)
 app.command("law")(studies.law)
 app.command("report")(studies.report)
 app.command("ui")(inspect.ui)

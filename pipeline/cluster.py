@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.capacity import Demand, Node, bounded, check_fits
+from pipeline.listening import require_listener
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -50,7 +51,9 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     if ray.is_initialized():
         yield math.inf if joined else ray.cluster_resources().get("CPU", 1)
         return
-    if not joined:
+    if joined:
+        _require_head(os.environ["RAY_ADDRESS"])
+    else:
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
     local: dict[str, Any] = (
@@ -62,9 +65,12 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         ray.init(
             include_dashboard=None if joined else dashboard, log_to_driver=False, logging_level=logging.ERROR, **local
         )
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        if not joined:
+            raise
+        said = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; "
+            f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not take us: {said}; "
             "unset RAY_ADDRESS to run on this machine"
         ) from None
     try:
@@ -119,3 +125,9 @@ def driver_share() -> dict[str, float]:
     import ray
 
     return {DRIVER if DRIVER in ray.cluster_resources() else HEAD: DRIVER_SHARE}
+
+
+def _require_head(address: str) -> None:
+    """Ray asks a dead address for ten minutes: look first whether anything listens."""
+    if ":" in address and not address.startswith("ray://"):
+        require_listener(address, what="Ray cluster", remedy="unset RAY_ADDRESS to run on this machine")

@@ -1,5 +1,6 @@
 """What drives trials: one process that holds a workspace, a cluster and the MLflow records."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from atdiff_core.data.addresses import Address, anywhere, joined
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.networks import UNet
 from atdiff_core.train_state import Execution
+from pipeline.background_copy import BackgroundCopy, copying
 from pipeline.cluster import ray_session
+from pipeline.nodes import require_fit
 from pipeline.programme import FixedProgramme, Programme
 from pipeline.records import SNAPSHOT, Assignment, Role, load_records
 from pipeline.tracking import Tracker
@@ -69,12 +72,13 @@ def driving(
     """Claim the workspace, start or join Ray, and copy to MLflow whatever the folders hold."""
     workspace.check_disk()
     workspace.claim(declared)
-    with workspace.locked():
-        tracker = Tracker(workspace, declared)
-        tracker.copy_all(workspace.trial_folders())  # What a killed driver did not copy.
+    with workspace.locked(), copying(Tracker(workspace, declared).copy_trial, console) as copy:
+        copy.copy_all(workspace.trial_folders())  # What a killed driver did not copy.
         with ray_session(cpus, dashboard=declared.workers != 1) as available:
-            yield Driver(tuple(rungs), workspace, tracker, available, declared.workers, declared.resources, console)
-        tracker.copy_all(workspace.trial_folders())
+            if os.environ.get("RAY_ADDRESS"):
+                require_fit(workspace.folder.resolve())
+            yield Driver(tuple(rungs), workspace, copy, available, declared.workers, declared.resources, console)
+        copy.copy_all(workspace.trial_folders())
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Driver:
 
     Attributes:
         rungs: Data and base models, one a resolution.
+        copy: Told of every trial that has something new for MLflow.
         cpus: CPUs that trials may use together.
         workers: Ranks of each trial.
         resources: Of each rank.
@@ -90,7 +95,7 @@ class Driver:
 
     rungs: tuple[Rung, ...]
     workspace: Workspace
-    tracker: Tracker
+    copy: BackgroundCopy
     cpus: float
     workers: Workers
     resources: Resources
@@ -107,7 +112,7 @@ class Driver:
             workers=self.workers,
             resources=self.resources,
             scheduler=scheduler,
-            on_change=self.tracker.copy_trial,
+            on_change=self.copy.copy_trial,
             console=self.console,
         )
 
