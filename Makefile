@@ -10,7 +10,7 @@ SPACE_tiny := search_spaces/demo_tiny.py
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-cluster lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -26,8 +26,12 @@ demo: setup
 
 # Tests without a cluster share the cores among processes of one thread; those that start a real Ray run alone.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster" --numprocesses 2
-	$(BIN)/python -m pytest -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cluster and not namespaces" --numprocesses 2
+	$(BIN)/python -m pytest -m "cluster and not namespaces"
+
+# Several hosts on this machine, as network namespaces: needs root and iproute2.
+test-cluster: setup
+	$(BIN)/python -m pytest -m namespaces
 
 lint: setup
 	$(BIN)/ruff check .
