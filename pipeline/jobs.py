@@ -191,16 +191,18 @@ def _client(address: str, token: str | None) -> "JobSubmissionClient":
     import ray
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # It tells of uploads and of closed sockets.
     version = _get(address, "/api/version", token).json()["ray_version"]
     if version != ray.__version__:
         raise ValueError(
             f"the cluster at {address} runs Ray {version}, here is {ray.__version__}; install the same on both"
         )
     try:
-        return JobSubmissionClient(address)
+        client = JobSubmissionClient(address)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"the cluster at {address} does not take our request: {_first_line(error)}") from None
+    for talkative in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)  # They tell of uploads and of closed sockets.
+    return client
 
 
 def _attempts(client: "JobSubmissionClient", name: str) -> dict[int, str]:

@@ -100,7 +100,10 @@ def ask_nodes(
         for node in nodes
     ]
     folder = None if root is None else str(root)
-    asked = [actor.report.remote(folder, mark, tracking, with_gpus) for actor, mark in zip(actors, marks, strict=True)]
+    asked = [
+        actor.report.remote(node["NodeManagerAddress"], folder, mark, tracking, with_gpus)
+        for node, actor, mark in zip(nodes, actors, marks, strict=True)
+    ]
     deadline = time.monotonic() + ANSWER_SEC
     answers = [_answer(each, deadline) for each in asked]
     reports: list[NodeReport | Silent] = []
