@@ -72,7 +72,8 @@ def driving(
     """Claim the workspace, start or join Ray, and copy to MLflow whatever the folders hold."""
     workspace.check_disk()
     workspace.claim(declared)
-    with workspace.locked(), copying(Tracker(workspace, declared).copy_trial, console) as copy:
+    sets = [rung.shards.index for rung in rungs]
+    with workspace.locked(), copying(Tracker(workspace, declared, sets).copy_trial, console) as copy:
         copy.copy_all(workspace.trial_folders())  # What a killed driver did not copy.
         with ray_session(cpus, dashboard=declared.workers != 1) as available:
             if os.environ.get("RAY_ADDRESS"):

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from atdiff_core.data.index import ShardIndex
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
 from atdiff_core.train_config import NO_TEACHER
 from pipeline.evaluations import Cell
@@ -23,6 +24,7 @@ from search_spaces.space import Space, TrialConfig
 
 PARENT = "mlflow.parentRunId"
 SWEEP, TRIAL, COPIED = "atdiff.sweep", "atdiff.trial", "atdiff.copied"
+MANIFEST = "atdiff.manifest"
 EVALUATIONS, EVALUATED = "evaluations", "atdiff.evaluated"
 BATCH = 900
 
@@ -30,8 +32,13 @@ BATCH = 900
 class Tracker:
     """The MLflow records of one sweep or comparison."""
 
-    def __init__(self, workspace: Workspace, declared: Declared) -> None:
-        """Open or create the database, the experiment and the parent run."""
+    def __init__(self, workspace: Workspace, declared: Declared, sets: Iterable[ShardIndex] = ()) -> None:
+        """Open or create the database, the experiment and the parent run.
+
+        Args:
+            sets: Of images on which the trials run; the runs name their manifests.
+        """
+        self._manifests = {index.fingerprint: index.key for index in sets}
         workspace.root.mkdir(parents=True, exist_ok=True)
         self._workspace = workspace
         self._client = connect(workspace.tracking_uri)
@@ -108,6 +115,8 @@ class Tracker:
         if not run.data.params:
             params = [Param(key, str(value)) for key, value in parameters_of(record.assignment.config).items()]
             tags = [RunTag("atdiff.role", record.assignment.role), RunTag("atdiff.of", record.assignment.of)]
+            if manifest := self._manifests.get(record.assignment.config.train.dataset):
+                tags.append(RunTag(MANIFEST, manifest))
             self._client.log_batch(run.info.run_id, params=params, tags=tags)
         self._runs[record.key] = run
         return run

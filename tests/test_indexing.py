@@ -14,6 +14,7 @@ from PIL import Image
 from atdiff_core.data.index import INDEX_FILE, ShardIndex, load_index
 from atdiff_core.data.indexing import IndexingSettings, examine, renew_tables, tars_in, write_index
 from atdiff_core.data.members import MemberTable, members_file
+from atdiff_core.data.stream import open_shards
 from atdiff_core.data.unfinished import BROKEN_FILE
 from atdiff_core.data.verifying import shard_findings
 
@@ -99,11 +100,26 @@ class TestAsTheyAre:
         with pytest.raises(ValueError, match=r"1 of 5 samples have no \.cls; --no-labels"):
             indexed(tmp_path)
 
+    def test_the_fingerprint_tells_how_labels_and_captions_are_read(self, tmp_path: Path) -> None:
+        write_tar(tmp_path / "0.tar", {str(n): {"jpg": jpg(n), "cls": b"0", "txt": b"a\nb"} for n in range(2)})
+        ways: list[dict[str, Any]] = [{}, {"labels": False}, {"captions": "lines"}, {"captions": "none"}]
+        assert len({indexed(tmp_path, **way).fingerprint for way in ways}) == 4
+        assert indexed(tmp_path, licence="CC0").fingerprint == indexed(tmp_path).fingerprint
+
     def test_captions_may_be_one_a_line_or_left_out(self, img2dataset: Path) -> None:
         by_line = indexed(img2dataset, captions="lines").captions
         assert by_line is not None
         assert (by_line.layout, by_line.total) == ("lines", 12)
         assert indexed(img2dataset, captions="none").captions is None
+
+    def test_the_stream_reads_each_sample_once_cropped_and_with_its_caption(self, img2dataset: Path) -> None:
+        write_tar(img2dataset / "00002.tar", {"9": img2dataset_sample(9, size=(40, 20)), "cut": {"jpg": b"x"}})
+        indexed(img2dataset, resolution=8)
+        batch = next(open_shards(img2dataset).batches(seed=0, batch_size=7))
+        assert batch.images.shape == (7, 3, 8, 8)
+        assert sorted(batch.keys) == [*(f"{number:09d}" for number in (0, 1, 2, 10_000, 10_001, 10_002)), "9"]
+        assert set(batch.captions) == {CAPTION}
+        assert batch.labels.tolist() == [0] * 7
 
 
 class TestBroken:

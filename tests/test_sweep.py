@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from sweep_helpers import tiny_space, write_digits
 
+from atdiff_core.data.index import load_index
 from atdiff_core.snapshots import load_snapshot
 from pipeline.finish import finish_sweep
 from pipeline.records import SNAPSHOT, load_records
@@ -85,7 +86,7 @@ def test_no_finished_trial_was_run_twice(killed_and_resumed: tuple[Space, Path])
 
 
 def test_mlflow_shows_each_trial_once_below_one_parent(killed_and_resumed: tuple[Space, Path]) -> None:
-    _, root = killed_and_resumed
+    space, root = killed_and_resumed
     client = MlflowClient(tracking_uri=Workspace(root, "tiny").tracking_uri)
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id])
@@ -96,6 +97,7 @@ def test_mlflow_shows_each_trial_once_below_one_parent(killed_and_resumed: tuple
     keys = [run.data.tags["atdiff.trial"] for run in children]
     assert sorted(keys) == sorted(record.key for record in load_records(root / "tiny" / "trials"))
     assert all(run.info.status in ("FINISHED", "KILLED") for run in children)
+    assert {run.data.tags["atdiff.manifest"] for run in children} == {load_index(Path(space.shards) / "8px").key}
 
 
 def test_mlflow_has_parameters_in_both_units_and_each_point_once(killed_and_resumed: tuple[Space, Path]) -> None:

@@ -112,6 +112,8 @@ class ShardIndex(Contents):
         parts = [str(self.resolution), str(self.image_channels), *(shard.sha256 for shard in self.shards)]
         if any(shard.skipped for shard in self.shards):  # Which samples are left out then says the table alone.
             parts += [shard.members_sha256 for shard in self.shards]
+        if self.recipe is None:  # Then the tars alone do not tell how their labels and captions are read.
+            parts += [str(len(self.classes)), self.captions.layout if self.captions else ""]
         if self.latents is not None:
             parts += [self.kind, self.latents.autoencoder_key]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()

@@ -13,6 +13,9 @@ app = typer.Typer(no_args_is_help=True, help="Write, index, check and look at We
 Resolutions = Annotated[str, typer.Option(help="Pixels, separated by commas: one shard set each.")]
 Out = Annotated[Path, typer.Option(help="Folder that gets one <resolution>px folder a shard set.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Most images in a tar.")]
+PerShardOrAuto = Annotated[
+    int, typer.Option(min=0, help="Most images in a tar; 0: a thirty-second of them, but 1,000 to 10,000.")
+]
 ShardMegabytes = Annotated[int, typer.Option(min=1, help="About how large a tar may become, in MB.")]
 Format = Annotated[
     str, typer.Option("--format", help="png, webp (lossless) or jpg; auto is png below 256 px and jpg from there on.")
@@ -22,8 +25,8 @@ Workers = Annotated[int, typer.Option(min=0, help="Ray tasks at a time; 1: no Ra
 Licence = Annotated[str, typer.Option(help="Terms of use, noted in the index.")]
 Split = Annotated[str, typer.Option(help="train or test.")]
 
-SMALL, LARGE = 1000, 10_000
-"""Images in a tar, of sets that fit into memory and of those that do not."""
+SMALL, LARGE, PARTS = 1000, 10_000, 32
+"""Images in a tar of a small set, most in any, and into how many tars a set between the two is cut."""
 MEGABYTES = 256
 
 
@@ -47,7 +50,7 @@ def folder(
     licence: Licence = "not stated",
     image_format: Format = "auto",
     jpg_quality: JpgQuality = 95,
-    samples_per_shard: PerShard = SMALL,
+    samples_per_shard: PerShardOrAuto = 0,
     shard_megabytes: ShardMegabytes = MEGABYTES,
     workers: Workers = 0,
 ) -> None:
@@ -111,7 +114,7 @@ def imagenet(
     ] = None,
     image_format: Format = "auto",
     jpg_quality: JpgQuality = 95,
-    samples_per_shard: PerShard = LARGE,
+    samples_per_shard: PerShardOrAuto = 0,
     shard_megabytes: ShardMegabytes = MEGABYTES,
     workers: Workers = 0,
 ) -> None:
@@ -135,7 +138,7 @@ def coco(
     resolutions: Resolutions = "256",
     image_format: Format = "auto",
     jpg_quality: JpgQuality = 95,
-    samples_per_shard: PerShard = LARGE,
+    samples_per_shard: PerShardOrAuto = 0,
     shard_megabytes: ShardMegabytes = MEGABYTES,
     workers: Workers = 0,
 ) -> None:
@@ -189,7 +192,7 @@ def write(
         image_channels=1 if image_channels == 1 else 3,
         image_format=format_choice(image_format),
         jpg_quality=jpg_quality,
-        samples_per_unit=samples_per_shard,
+        samples_per_unit=samples_per_shard or min(max(len(source) // PARTS, SMALL), LARGE),
         shard_bytes=shard_megabytes * 2**20,
     )
     if plan.folders:
