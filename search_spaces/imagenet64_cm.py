@@ -1,6 +1,6 @@
 """ImageNet at 64 pixels: adversarial consistency distillation of the public EDM teacher.
 
-    atdiff shards folder imagenet/train --out data/imagenet --resolutions 64
+    atdiff shards imagenet imagenet/train --out data/imagenet --resolutions 64
     atdiff import adm edm_imagenet64_ema.pt --preset adm_imagenet64 --no-learned-variance --noise edm \\
         --out models/edm_imagenet64
     atdiff compare search_spaces/imagenet64_cm.py

@@ -1,6 +1,6 @@
 """ImageNet at 64 pixels: quality against robustness over eta and K, for the public ADM.
 
-    atdiff shards folder imagenet/train --out data/imagenet --resolutions 64
+    atdiff shards imagenet imagenet/train --out data/imagenet --resolutions 64
     atdiff import adm 64x64_diffusion.pt --preset adm_imagenet64 --out models/adm_imagenet64
     atdiff compare search_spaces/imagenet64_dpm.py
 

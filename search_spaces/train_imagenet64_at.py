@@ -1,6 +1,6 @@
 """Adversarial fine-tuning of the public ADM for ImageNet at 64 pixels, for ``atdiff train``.
 
-    atdiff shards folder imagenet/train --out data/imagenet --resolutions 64
+    atdiff shards imagenet imagenet/train --out data/imagenet --resolutions 64
     atdiff import adm 64x64_diffusion.pt --preset adm_imagenet64 --out models/adm_imagenet64
     atdiff train search_spaces/train_imagenet64_at.py --shards data/imagenet/64px --start models/adm_imagenet64 \\
         --out runs/imagenet64_at --slice-size 32 --channels-last

@@ -89,6 +89,34 @@ class TestWriting:
         write(tiny_source(), out, 8, 16)
         assert hashes(out) == hashes(tmp_path / "straight")
 
+    def test_what_a_killed_writer_leaves_behind_is_written_over(self, tmp_path: Path) -> None:
+        """Killed before its tar was whole, between its receipt and its name, and in the middle of a rename."""
+        write(tiny_source(), tmp_path / "straight", 8)
+        out = tmp_path / "killed"
+        writing = write_shards(tiny_source(), out, [8], image_channels=1, samples_per_shard=10)
+        for _ in range(21):
+            next(writing)
+        writing.close()  # type: ignore[attr-defined]
+        whole = out / "8px" / "000001.tar"
+        whole.rename(out / "8px" / UNFINISHED / "000001.tar.4711")
+        (out / "8px" / UNFINISHED / "000002.tar.4711").write_bytes(b"half a t")
+        (out / "8px" / ".000002.members.safetensors.4711").write_bytes(b"half a table")
+        write(tiny_source(), out, 8)
+        (out / "8px" / ".000002.members.safetensors.4711").unlink()
+        assert hashes(out) == hashes(tmp_path / "straight")
+
+    def test_a_receipt_that_does_not_fit_its_tar_ends_the_writing(self, tmp_path: Path) -> None:
+        writing = write_shards(tiny_source(), tmp_path, [8], image_channels=1, samples_per_shard=10)
+        for _ in range(12):
+            next(writing)
+        writing.close()  # type: ignore[attr-defined]
+        tar = tmp_path / "8px" / "000000.tar"
+        tar.write_bytes(tar.read_bytes()[:-512])
+        with pytest.raises(ValueError, match=r"000000\.tar: has \d+ bytes, \d+ were written; delete it and run again"):
+            write(tiny_source(), tmp_path, 8)
+        tar.unlink()
+        write(tiny_source(), tmp_path, 8)
+
     def test_shards_that_are_whole_are_not_written_again(self, tmp_path: Path) -> None:
         writing = write_shards(tiny_source(), tmp_path, [8], image_channels=1, samples_per_shard=10)
         for _ in range(15):
