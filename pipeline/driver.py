@@ -157,6 +157,7 @@ class Driver:
                 compile=self.resources.compile,
                 channels_last=True,  # Seen faster on CPUs too, at 16 px.
                 sharded=self.resources.sharded,
+                data_workers=rung.shards.suggested_workers,
             ),
             resources=self.resources,
         )

@@ -1,5 +1,6 @@
 """The exact stream: minibatches that depend on nothing but the shards, the seed and their number."""
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import count
@@ -20,6 +21,7 @@ from atdiff_core.data.shard_files import LocalFiles, RemoteFiles, ShardFiles, de
 from atdiff_core.randomness import derived_seed
 
 MEMORY_BYTES = 256 * 2**20
+MAX_SUGGESTED_WORKERS = 4
 
 
 class ShardSet:
@@ -60,6 +62,11 @@ class ShardSet:
     @property
     def fingerprint(self) -> str:
         return self.index.fingerprint
+
+    @property
+    def suggested_workers(self) -> int:
+        """Processes worth having to read ahead: none for a set that fits into memory."""
+        return 0 if self._reader.keeps_all else min(MAX_SUGGESTED_WORKERS, os.cpu_count() or 1)
 
     def batches(
         self, *, seed: int, batch_size: int, first: int = 0, rank: int = 0, world_size: int = 1, workers: int = 0

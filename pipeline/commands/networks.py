@@ -27,8 +27,9 @@ def train(
     compile: Annotated[bool, typer.Option(help="Compile the network (for GPUs).")] = False,
     channels_last: Annotated[bool, typer.Option(help="Memory layout that GPUs prefer.")] = False,
     data_workers: Annotated[
-        int, typer.Option(min=0, help="Processes that read and decode ahead; 0 for sets that fit into memory.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="Processes that read ahead; by default none for a set that fits into memory, else 4."),
+    ] = None,
     outliers: Annotated[
         str | None, typer.Option(help="Shard set that the configuration's corruption takes outliers from.")
     ] = None,
@@ -37,6 +38,7 @@ def train(
     from rich.console import Console
     from rich.progress import Progress
 
+    from atdiff_core.data.stream import open_shards
     from atdiff_core.devices import chosen_device
     from atdiff_core.train_state import Execution
     from pipeline.records import Assignment, declare, load_record
@@ -46,7 +48,8 @@ def train(
     assignment = Assignment(trial, "base" if start is None else "search")
     _claim(out, assignment)
     declare(out, assignment)
-    execution = Execution(chosen_device(device), slice_size, compile, channels_last, data_workers)
+    readers = open_shards(shards).suggested_workers if data_workers is None else data_workers
+    execution = Execution(chosen_device(device), slice_size, compile, channels_last, readers)
     places = Places(shards, out, start or out, out / "cache", threads, execution, teacher or start or out, outliers)
     console = Console()
     with Progress(console=console) as progress:
