@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atdiff_core.data.decoding import SampleDecoder
+from atdiff_core.data.index import ShardIndex
+from atdiff_core.data.members import ABSENT, Integers, MemberTable
 from atdiff_core.data.order import Places
 from atdiff_core.data.shard_files import ShardFiles
+from atdiff_core.data.tar_walk import IMAGE_EXTENSIONS, LATENT_EXTENSION
 
 SPAN_BYTES = 2**20
 """Members of a sample are neighbours: up to this length they are read at once, with what is between them."""
-KEPT_ROWS = 64
+KEPT_COLUMNS = 64
 
 Member = tuple[int, int, int]
 """Where a member starts and ends in its tar, and its CRC-32."""
@@ -66,7 +69,7 @@ class SampleReader:
         self._starts = counts.cumsum(0) - counts
         total, shape = int(counts.sum()), self._decoder.shape
         sample_bytes = int(np.prod(shape)) * self._decoder.dtype.itemsize
-        self._rows = lru_cache(maxsize=KEPT_ROWS)(self._drawn_rows)
+        self._columns = lru_cache(maxsize=KEPT_COLUMNS)(lambda shard: _Columns(files.table(shard), files.index))
         self._memory = _Memory(total, self._decoder) if total * sample_bytes <= memory_bytes else None
 
     @property
@@ -98,7 +101,7 @@ class SampleReader:
         return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
 
     def _sample(self, shard: int, row: int) -> Sample:
-        extension, members = self._rows(shard)[row]
+        extension, members = self._columns(shard).members(row)
         decoder = self._decoder
         content, label, text = self._contents(shard, row, members)
         try:
@@ -125,25 +128,35 @@ class SampleReader:
             contents.append(content)
         return contents
 
-    def _drawn_rows(self, shard: int) -> list[tuple[str, tuple[Member | None, ...]]]:
-        """Extension of each sample's content, and its members: content, label, captions."""
-        table, index = self._files.table(shard), self._files.index
-        members: dict[str, list[Member]] = {}
-        for each, offsets in table.offsets.items():
-            columns = (offsets, offsets + table.sizes[each], table.crc32s[each])
-            members[each] = list(zip(*(column.tolist() for column in columns), strict=True))
-        wanted = (("cls", bool(index.classes)), ("txt", index.captions is not None))
-        beside = [members[each] if used and each in members else None for each, used in wanted]
-        rows = []
-        for row in range(len(table)):
-            extension = table.content_extension(row)
-            others = (column[row] if column and column[row][0] >= 0 else None for column in beside)
-            rows.append((extension, (members[extension][row], *others)))
-        return rows
-
     def _named(self, shard: int, row: int, member: Member | None) -> str:
         offset = "" if member is None else f", offset {member[0]}"
         return f"{self._files.name(shard)}, sample {self._files.table(shard).key(row)}{offset}"
+
+
+class _Columns:
+    """Where the members of a shard's samples lie, looked up row by row: a reader needs few rows of many shards."""
+
+    def __init__(self, table: MemberTable, index: ShardIndex) -> None:
+        def columns(extension: str) -> tuple[Integers, Integers, Integers]:
+            offsets = table.offsets[extension]
+            return offsets, offsets + table.sizes[extension], table.crc32s[extension]
+
+        contents = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
+        self._contents = {each: columns(each) for each in contents if each in table.offsets}
+        wanted = (("cls", bool(index.classes)), ("txt", index.captions is not None))
+        self._beside = [columns(each) if used and each in table.offsets else None for each, used in wanted]
+
+    def members(self, row: int) -> tuple[str, list[Member | None]]:
+        """Extension of a sample's content; then its content, label and captions, ``None`` where there are none."""
+        found = ((each, _member(columns, row)) for each, columns in self._contents.items())
+        extension, content = next((each, member) for each, member in found if member is not None)
+        return extension, [content, *(None if columns is None else _member(columns, row) for columns in self._beside)]
+
+
+def _member(columns: tuple[Integers, Integers, Integers], row: int) -> Member | None:
+    offsets, stops, checksums = columns
+    offset = int(offsets[row])
+    return None if offset == ABSENT else (offset, int(stops[row]), int(checksums[row]))
 
 
 class _Memory:

@@ -137,7 +137,7 @@ class RemoteFiles:
 def _checked_table(content: bytes, shard: Shard, name: str) -> MemberTable:
     if sha256(content).hexdigest() != shard.members_sha256:
         raise ValueError(f"{name}: not the table that was indexed (its sha256 differs); atdiff shards index renews it")
-    table = MemberTable.from_bytes(content, name, tar_bytes=shard.bytes)
+    table = MemberTable.from_bytes(content, name, tar_bytes=shard.bytes, keys=False)
     if len(table) != shard.samples:
         raise ValueError(f"{name}: {len(table)} samples, the index says {shard.samples}")
     return table
