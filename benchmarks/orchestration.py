@@ -27,8 +27,9 @@ from pipeline.cluster import ray_session
 from pipeline.distributed import run_distributed
 from pipeline.programme import FixedProgramme
 from pipeline.records import Assignment, declare, load_record
+from pipeline.running import run_programme
 from pipeline.trial import Places
-from pipeline.tuning import run_programme
+from pipeline.tuning import tune_trials
 from search_spaces.demo_tiny import space
 
 TRIALS, STOCK_TRIALS = 8, 3
@@ -54,11 +55,8 @@ def ours(work: Path, shards: Path) -> list[float]:
     run_programme(
         FixedProgramme(every, folders),
         places_of,
+        lambda keeper: tune_trials(keeper, title="ours", storage=work / "ray", cpus=1, workers=1),
         title="ours",
-        storage=work / "ray",
-        cpus=1,
-        workers=1,
-        scheduler=None,
         on_change=lambda folder: ends.setdefault(folder, time.monotonic()),
         console=Console(quiet=True),
     )

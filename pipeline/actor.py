@@ -7,17 +7,11 @@ from ray import tune
 
 from pipeline.records import Assignment, declare, is_complete
 from pipeline.trial import Judged, Places, Trained, run_trial
-from search_spaces.space import TrialConfig
 
 
 def encode(assignment: Assignment, places: Places) -> dict[str, Any]:
-    """The Tune config of a trial: plain JSON values and paths."""
-    return {
-        "config": assignment.config.model_dump(mode="json"),
-        "role": assignment.role,
-        "of": assignment.of,
-        "places": places,
-    }
+    """The Tune config of a trial."""
+    return {"assignment": assignment, "places": places}
 
 
 class TrialActor(tune.Trainable):
@@ -37,7 +31,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._assignment = Assignment(TrialConfig.model_validate(config["config"]), config["role"], config["of"])
+        self._assignment: Assignment = config["assignment"]
         places: Places = config["places"]
         if not is_complete(places.folder):
             declare(places.folder, self._assignment)

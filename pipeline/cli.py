@@ -17,6 +17,8 @@ from pipeline.commands import (
     jobs,
     mismatch,
     networks,
+    planning,
+    replays,
     services,
     set_pictures,
     shard_sets,
@@ -43,7 +45,10 @@ app.command("evaluate")(evaluation.evaluate)
 app.command("mismatch")(mismatch.mismatch)
 app.command("robustness")(mismatch.robustness)
 app.command("solver-error")(solvers.solver_error)
+app.command("plan")(planning.plan)
 app.command("sweep")(studies.sweep)
+app.command("status")(planning.status)
+app.command("replay")(replays.replay)
 app.command("compare")(comparisons.compare)
 app.command("submit")(jobs.submit)
 app.command("jobs")(jobs.jobs)

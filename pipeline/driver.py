@@ -1,29 +1,38 @@
 """What drives trials: one process that holds a workspace, a cluster and the MLflow records."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 
 from atdiff_core.data.addresses import Address, anywhere, joined
 from atdiff_core.data.stream import ShardSet, open_shards
+from atdiff_core.files import write_json
 from atdiff_core.networks import UNet
 from atdiff_core.train_state import Execution
 from pipeline.background_copy import BackgroundCopy, copying
+from pipeline.bookkeeping import Bookkeeper
+from pipeline.budget import Budgeted, BudgetSpent
 from pipeline.cluster import ray_session
+from pipeline.extension import Declared
+from pipeline.history import Event, note_event
+from pipeline.inline import run_inline
+from pipeline.ledger import Ledger, figures_of
 from pipeline.nodes import require_fit
 from pipeline.programme import FixedProgramme, Programme
-from pipeline.records import SNAPSHOT, Assignment, Role, load_records
+from pipeline.records import SNAPSHOT, Assignment, Role, is_complete, load_records
+from pipeline.running import Interrupted, run_programme
 from pipeline.tracking import Tracker
 from pipeline.trial import Places
-from pipeline.tuning import run_programme
-from pipeline.workspace import Declared, Workspace
-from search_spaces.resources import Resources, Workers
-from search_spaces.space import TrialConfig
+from pipeline.workspace import Workspace
+from search_spaces.operation import Budget, Price
+from search_spaces.resources import Resources, Workers, worker_range
+from search_spaces.space import Space, TrialConfig
 
 
 @dataclass(frozen=True)
@@ -67,19 +76,78 @@ def open_rung(
 
 @contextmanager
 def driving(
-    declared: Declared, rungs: Sequence[Rung], workspace: Workspace, *, cpus: int | None, console: Console
+    declared: Declared,
+    rungs: Sequence[Rung],
+    workspace: Workspace,
+    *,
+    cpus: int | None,
+    console: Console,
+    inline: bool = False,
+    extend: bool = False,
 ) -> Iterator["Driver"]:
-    """Claim the workspace, start or join Ray, and copy to MLflow whatever the folders hold."""
+    """Claim the workspace, start or join Ray, and copy to MLflow whatever the folders hold.
+
+    Args:
+        inline: Run trials one after another in this process, without Ray.
+        extend: Whether the sweep that is there may grow.
+    """
     workspace.check_disk()
-    workspace.claim(declared)
-    sets = [rung.shards.index for rung in rungs]
-    with workspace.locked(), copying(Tracker(workspace, declared, sets).copy_trial, console) as copy:
+    with workspace.locked():
+        workspace.claim(declared, extend=extend)
+        try:
+            yield from _driven(declared, rungs, workspace, cpus, console, inline)
+        except BaseException as error:
+            note_event(workspace.folder, _ending(error), reason=str(error))
+            raise
+        note_event(workspace.folder, "ended")
+
+
+def _ending(error: BaseException) -> Event:
+    match error:
+        case BudgetSpent():
+            return "budget"
+        case KeyboardInterrupt() | Interrupted():
+            return "interrupted"
+        case _:
+            return "failed"
+
+
+def _driven(
+    declared: Declared, rungs: Sequence[Rung], workspace: Workspace, cpus: int | None, console: Console, inline: bool
+) -> Iterator["Driver"]:
+    budget, price = (declared.budget, declared.price) if isinstance(declared, Space) else (Budget(), Price())
+    workers, resources = declared.workers, declared.resources
+    ledger = Ledger(workspace)
+    ledger.refresh()
+    tracker = Tracker(workspace, declared, [rung.shards.index for rung in rungs])
+    with copying(_copy_of(tracker, ledger, price, workspace), console) as copy:
         copy.copy_all(workspace.trial_folders())  # What a killed driver did not copy.
-        with ray_session(cpus, dashboard=declared.workers != 1) as available:
-            if os.environ.get("RAY_ADDRESS"):
-                require_fit(workspace.folder.resolve())
-            yield Driver(tuple(rungs), workspace, copy, available, declared.workers, declared.resources, console)
+        driver = partial(Driver, tuple(rungs), workspace, copy, ledger, budget, price, workers, resources)
+        if inline:
+            write_json(workspace.driver, {"slots": 1})
+            yield driver(cpus=1, console=console, inline=True)
+        else:
+            with ray_session(cpus, dashboard=workers != 1) as available:
+                if os.environ.get("RAY_ADDRESS"):
+                    require_fit(workspace.folder.resolve())
+                slots = int(available / (worker_range(workers)[1] * resources.cpus)) if math.isfinite(available) else 1
+                write_json(workspace.driver, {"slots": max(1, slots)})
+                yield driver(cpus=available, console=console)
         copy.copy_all(workspace.trial_folders())
+
+
+def _copy_of(tracker: Tracker, ledger: Ledger, price: Price, workspace: Workspace) -> Callable[[Path], None]:
+    """Brings a trial to MLflow, and the ledger with every trial that ends."""
+    counted = {folder for folder in workspace.trial_folders() if is_complete(folder)}
+
+    def copy(folder: Path) -> None:
+        tracker.copy_trial(folder)
+        ledger.refresh_trial(folder)
+        if is_complete(folder) and folder not in counted:
+            counted.add(folder)
+            tracker.log_ledger(figures_of(ledger.total, price), step=ledger.trials)
+
+    return copy
 
 
 @dataclass(frozen=True)
@@ -89,38 +157,73 @@ class Driver:
     Attributes:
         rungs: Data and base models, one a resolution.
         copy: Told of every trial that has something new for MLflow.
-        cpus: CPUs that trials may use together.
+        ledger: What trials have cost so far.
         workers: Ranks of each trial.
         resources: Of each rank.
+        cpus: CPUs that trials may use together.
+        inline: Whether trials run in this process, without Ray.
     """
 
     rungs: tuple[Rung, ...]
     workspace: Workspace
     copy: BackgroundCopy
-    cpus: float
+    ledger: Ledger
+    budget: Budget
+    price: Price
     workers: Workers
     resources: Resources
+    cpus: float
     console: Console
+    inline: bool = False
 
-    def run(self, programme: Programme, title: str, scheduler: TrialScheduler | None = None) -> None:
-        """Run every trial of a programme; without a scheduler all of them finish."""
-        run_programme(
+    def run(self, programme: Programme, title: str, *, kpass: float = 0.0, resolution: int | None = None) -> None:
+        """Run every trial of a programme.
+
+        Args:
+            kpass: Thousand passes that the dearest of its trials trains.
+            resolution: Of its trials; ``None`` where they have several.
+
+        Raises:
+            BudgetSpent: The budget does not pay for all of them.
+        """
+        budgeted = Budgeted(
             programme,
-            self._places,
-            title=title,
-            storage=self.workspace.folder / "ray",
-            cpus=self.cpus,
-            workers=self.workers,
-            resources=self.resources,
-            scheduler=scheduler,
-            on_change=self.copy.copy_trial,
-            console=self.console,
+            self.ledger,
+            self.workspace,
+            budget=self.budget,
+            price=self.price,
+            kpass_of_a_trial=kpass,
+            resolution=resolution,
+        )
+        try:
+            run_programme(
+                budgeted,
+                self._places,
+                run_inline if self.inline else partial(self._tune, title),
+                title=title,
+                on_change=self.copy.copy_trial,
+                console=self.console,
+            )
+        except Interrupted:
+            if budgeted.reached:
+                raise BudgetSpent(budgeted.reached) from None
+            raise
+        if budgeted.reached and not programme.finished:
+            raise BudgetSpent(budgeted.reached)
+
+    def _tune(self, title: str, keeper: Bookkeeper) -> None:
+        from pipeline.tuning import tune_trials
+
+        storage = self.workspace.folder / "ray"
+        tune_trials(
+            keeper, title=title, storage=storage, cpus=self.cpus, workers=self.workers, resources=self.resources
         )
 
     def run_all(self, assignments: Sequence[Assignment], title: str) -> None:
         """Run a given list of trials, those that are complete left out."""
         folders = {each.key: self.workspace.trial(each.key) for each in assignments}
-        self.run(FixedProgramme(assignments, folders), title)
+        kpass = max((each.config.train.budget_kpass for each in assignments), default=0.0)
+        self.run(FixedProgramme(assignments, folders), title, kpass=kpass)
 
     def run_bases(self) -> None:
         """Base models, the largest first, so that no core waits long for the last one."""

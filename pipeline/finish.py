@@ -8,12 +8,13 @@ from rich.markup import escape
 
 from atdiff_core.files import write_json
 from pipeline.comparison_results import ComparisonResult, load_comparison_result
+from pipeline.extension import Declared
 from pipeline.report.comparison_page import effect_metrics, print_comparison, write_comparison
 from pipeline.report.page import write_figures, write_report
 from pipeline.report.summary import law_json, law_metrics, print_summary
 from pipeline.results import SweepResult, load_result
 from pipeline.tracking import Tracker
-from pipeline.workspace import Declared, Workspace
+from pipeline.workspace import Workspace
 from search_spaces.space import Space
 
 

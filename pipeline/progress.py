@@ -62,8 +62,9 @@ class TrialBoard:
 
     def end(self, folder: Path, note: str) -> None:
         with self._lock:
-            task, _ = self._at_work.pop(folder)
-        self._progress.remove_task(task)
+            at_work = self._at_work.pop(folder, None)
+        if at_work is not None:  # A trial whose process never came up was never begun.
+            self._progress.remove_task(at_work[0])
         self._progress.update(self._total, advance=1, note=note)
 
     def grow(self, planned: int) -> None:

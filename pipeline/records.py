@@ -45,8 +45,21 @@ class Assignment:
         return self.role == "search"
 
 
+def rung_minibatches(config: TrialConfig) -> int | None:
+    """Distinct minibatches after which a trial is judged before its end; ``None`` without a rung."""
+    rung = max(1, round(config.train.minibatches * config.rung))
+    return rung if rung < config.train.minibatches else None
+
+
+def rung_kpass(config: TrialConfig) -> float | None:
+    """The same in thousand passes."""
+    rung = rung_minibatches(config)
+    return None if rung is None else rung * config.train.kpass_per_minibatch
+
+
 def declare(folder: Path, assignment: Assignment) -> None:
-    """Write what the folder is for, before anything runs in it."""
+    """Write what the folder is for, before anything runs in it; how an attempt before ended is forgotten."""
+    (folder / STATUS).unlink(missing_ok=True)
     content = {"key": assignment.key, "role": assignment.role, "of": assignment.of}
     write_json(folder / TRIAL, content | {"config": assignment.config.model_dump(mode="json")})
 
@@ -133,6 +146,12 @@ def load_record(folder: Path) -> TrialRecord:
 def load_records(trials: Path) -> list[TrialRecord]:
     """Every trial below a sweep's ``trials`` folder, in a fixed order."""
     return [load_record(file.parent) for file in sorted(trials.glob(f"*/{TRIAL}"))]
+
+
+def metric_after(folder: Path, kpass: float) -> float | None:
+    """The trial metric that was measured after ``kpass``, if it was."""
+    judged = (point for point in _curves(folder) if abs(point.kpass - kpass) < 1e-6)
+    return next((point.values["eval/metric"] for point in judged if "eval/metric" in point.values), None)
 
 
 def is_complete(folder: Path) -> bool:

@@ -8,33 +8,33 @@ last one stopped, whatever killed it.
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Literal
 
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-)
-from optuna.samplers import BaseSampler, GPSampler
-from optuna.trial import FrozenTrial, TrialState
-from scipy.stats.qmc import LatinHypercube
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from atdiff_core.controls import random_control, replay_control
-from atdiff_core.randomness import derived_seed
-from pipeline.records import Assignment
-from search_spaces.domains import Choice, Point
-from search_spaces.resources import Resources
-from search_spaces.space import Space, TrialConfig
+from atdiff_core.perturbations import FreeAT
+from pipeline.halving import goes_on
+from pipeline.keyed_study import FAILURES, STAYS, KeyedStudy
+from pipeline.lease import Lease
+from pipeline.proposals import sampler_of, spread_points
+from pipeline.records import Assignment, rung_kpass
+from pipeline.storage import open_storage, reaching_storage
+from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
-SPREAD_FRACTION = 2 / 3
-"""Share of the search trials that are spread over the space before the model chooses."""
+MAX_DISCARDED = 50
+"""Proposals in a row that may be outside the constraints, or known, before the search is at its end."""
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_OUTCOMES: dict[TrialState, Outcome] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 class StudyProgramme:
@@ -44,49 +44,72 @@ class StudyProgramme:
     which opens in Optuna's dashboard, and one for controls and repetitions.
     """
 
-    def __init__(self, space: Space, base: TrialConfig, storage: str) -> None:
+    def __init__(self, space: Space, base: TrialConfig, storage_url: str) -> None:
         """Open or create the study of the base model's resolution.
 
         Args:
-            storage: URL of an Optuna storage.
+            storage_url: As ``open_storage`` takes it.
 
         Raises:
-            ValueError: The storage holds a study of this name for another configuration.
+            ValueError: The storage holds a study of this name for another configuration, or
+                another driver that lives has it.
+            StorageLost: The storage cannot be used.
         """
         self._space, self._base = space, base
+        self.storage_url = storage_url
         self.resolution = base.train.network.resolution
-        name = f"{space.name}/{self.resolution}px"
-        signature = space.but(shards="", resources=Resources()).key + base.key
-        self._search = _open_study(name, storage, signature)
-        self._search.sampler = _sampler(space, self.resolution, len(self._search.get_trials(deepcopy=False)))
-        self._extras = _open_study(f"{name}/controls", storage, signature)
-        if not self._search.get_trials(deepcopy=False):
-            for point in _spread_points(space, self.resolution):
-                self._search.enqueue_trial(point)
-        self._orphans = [*self._running(self._extras), *self._running(self._search)]
+        self._open(open_storage(storage_url))
 
+    @reaching_storage
+    def _open(self, storage: BaseStorage) -> None:
+        space, name = self._space, f"{self._space.name}/{self.resolution}px"
+        declaration = space.model_dump(mode="json", exclude={*OPERATIONAL, *EXTENDABLE}) | {"base": self._base.key}
+        self._search = KeyedStudy(name, storage, declaration, sampler_of(space, self.resolution))
+        self._lease = Lease(self._search.study)
+        self._extras = KeyedStudy(f"{name}/controls", storage, declaration)
+        self._enqueue_spread()
+        # A dead driver's trials go on under their keys, from their checkpoints.
+        self._waiting = [*self._extras.running(), *self._search.running()]
+        self._open_keys = {assignment.key for assignment in self._waiting}
+        self._rung = [
+            next(iter(trial.intermediate_values.values()))
+            for trial in self._search.trials()
+            if STAYS in trial.user_attrs and trial.intermediate_values
+        ]
+        self._exhausted = False
+
+    def close(self) -> None:
+        """Leave the study to the next driver."""
+        self._lease.release()
+
+    @reaching_storage
     def ask(self) -> Assignment | None:
         """The next trial to run; ``None`` while it depends on trials that still run.
 
         Call ``finished`` to tell waiting from the end.
         """
-        if self._orphans:  # A dead driver's trials go on under their keys, from their checkpoints.
-            return self._assignment(self._orphans.pop(0))
+        if self._waiting:
+            return self._waiting.pop(0)
         if extra := self._first_new(self._controls(SEARCH_SEED)):
-            return self._enrol(extra)
-        if self._missing_search_trials() > 0:
-            return self._sampled()
+            return self._opened(self._extras.enrol(extra))
+        if self._missing_search_trials() > 0 and (sampled := self._sampled()):
+            return self._opened(sampled)
         # The controls of further seeds need no leader: they keep workers busy until one is known.
         if extra := self._first_new(chain(*map(self._controls, self._further_seeds()), self._repetitions())):
-            return self._enrol(extra)
+            return self._opened(self._extras.enrol(extra))
         return None
 
     @property
+    @reaching_storage
     def finished(self) -> bool:
         """Whether nothing is left to ask for, and nothing runs."""
-        if self._missing_search_trials() > 0 or self._orphans or self._open_trials():
+        if self._open_keys or self._missing_search_trials() > 0:
             return False
         return self._first_new(chain(*map(self._controls, self._all_seeds()), self._repetitions())) is None
+
+    @property
+    def must_stop(self) -> bool:
+        return False
 
     def planned_trials(self) -> int:
         """Trials of the whole programme if no two of them coincide."""
@@ -94,55 +117,91 @@ class StudyProgramme:
         controls = replication.seeds * (1 + len(replay_counts))
         return self._space.trials + controls + replication.leaders * (2 * replication.seeds - 1)
 
-    def report(self, key: str, kpass: float, metric: float) -> None:
-        """Record an intermediate value; a step already recorded is left alone."""
-        study, trial = self._find(key)
-        step = round(kpass * 1000)
-        if step not in trial.intermediate_values and math.isfinite(metric) and not trial.state.is_finished():
-            optuna.trial.Trial(study, trial._trial_id).report(metric, step)
+    @reaching_storage
+    def report(self, key: str, kpass: float, metric: float) -> bool:
+        """Record an intermediate value, once; whether the trial goes on past it.
 
-    def tell(self, key: str, outcome: Outcome, metric: float | None = None) -> None:
+        What is decided at a rung is written down: the same report gets the same answer for ever.
+        """
+        if not math.isfinite(metric):
+            return True  # The trial fails by itself.
+        study = self._find(key)
+        trial = study.report(key, round(kpass * 1000), metric)
+        assignment = study.assignments[key]
+        rung = rung_kpass(assignment.config)
+        at_rung = rung is not None and round(kpass * 1000) == round(rung * 1000)
+        if not at_rung or not assignment.may_stop_early or trial.state.is_finished():
+            return True
+        decided = trial.user_attrs.get(STAYS)
+        if decided is None:
+            decided = goes_on(metric, self._rung, self._space.stopping.keep)
+            study.note(key, STAYS, decided)
+            self._rung.append(metric)
+        return bool(decided)
+
+    @reaching_storage
+    def tell(self, key: str, outcome: Outcome, metric: float | None = None, reason: str = "") -> None:
         """Record how a trial ended; told again, it is left alone.
 
-        A metric that is not finite makes a completed trial a failed one.
+        A metric that is not finite makes a completed trial a failed one. A failed trial waits to
+        be asked for again until its retries are used up.
         """
-        study, trial = self._find(key)
-        if trial.state.is_finished():
+        if key not in self._open_keys:
             return
+        study = self._find(key)
         if outcome == "complete" and (metric is None or not math.isfinite(metric)):
-            outcome = "failed"
-        value = metric if outcome == "complete" else None
-        study.tell(trial.number, value, state=_STATES[outcome])
+            outcome, reason = "failed", f"the trial metric is {metric}"
+        if outcome == "failed":
+            failures = [*study.trial(key).user_attrs.get(FAILURES, []), reason]
+            study.note(key, FAILURES, failures)
+            if len(failures) <= self._space.retries:
+                self._waiting.append(study.assignments[key])
+                return
+        study.tell(key, _STATES[outcome], metric if outcome == "complete" else None)
+        self._open_keys.discard(key)
 
+    @reaching_storage
     def outcomes(self) -> dict[str, Outcome | Literal["running"]]:
         """How every trial ended, by key."""
-        names: dict[TrialState, Outcome] = {
-            TrialState.COMPLETE: "complete",
-            TrialState.PRUNED: "pruned",
-            TrialState.FAIL: "failed",
-        }
-        trials = [*self._search.get_trials(deepcopy=False), *self._extras.get_trials(deepcopy=False)]
-        return {_key(trial): names.get(trial.state, "running") for trial in trials if _key(trial)}
+        trials = [*self._search.trials(), *self._extras.trials()]
+        return {trial.user_attrs["key"]: _OUTCOMES.get(trial.state, "running") for trial in trials}
 
-    def _sampled(self) -> Assignment:
-        trial = self._search.ask(_distributions(self._space))
-        config = self._space.at(self._base, _point(trial.params), SEARCH_SEED)
-        trial.set_user_attr("role", "search")
-        trial.set_user_attr("config", config.model_dump(mode="json"))
-        trial.set_user_attr("key", config.key)  # Last: a trial with a key is whole.
-        return Assignment(config, "search")
+    def _opened(self, assignment: Assignment) -> Assignment:
+        self._open_keys.add(assignment.key)
+        return assignment
 
-    def _enrol(self, extra: Assignment) -> Assignment:
-        trial = self._extras.ask()
-        trial.set_user_attr("role", extra.role)
-        trial.set_user_attr("of", extra.of)
-        trial.set_user_attr("config", extra.config.model_dump(mode="json"))
-        trial.set_user_attr("key", extra.key)
-        return extra
+    def _enqueue_spread(self) -> None:
+        """Queue the spread of the trials asked for at the start; an extension has the searcher choose."""
+        declared = self._search.study.user_attrs.get("spread")
+        if declared is None:
+            declared = self._space.trials
+            self._search.study.set_user_attr("spread", declared)
+        if self._space.chosen_searcher == "sobol":
+            declared = self._space.trials
+        points = spread_points(self._space.but(trials=declared), self.resolution)
+        self._search.enqueue_once((f"spread {number}", point) for number, point in enumerate(points))
+
+    def _sampled(self) -> Assignment | None:
+        """The searcher's next trial; ``None`` where it has nothing new to propose."""
+        for _ in range(MAX_DISCARDED):
+            trial, point = self._search.ask(self._space.domains.drawn)
+            config = self._space.at(self._base, point, SEARCH_SEED)
+            violations = self._violations(config)
+            if any(value > 0 for value in violations.values()):
+                self._search.discard(trial, "outside the constraints", violations)
+            elif config.key in self._search.assignments:
+                self._search.discard(trial, f"the same as trial {config.key}")
+            else:
+                return self._search.enrol(Assignment(config, "search"), trial)
+        self._exhausted = True
+        return None
+
+    def _violations(self, config: TrialConfig) -> dict[str, float]:
+        perturbation = config.train.perturbation
+        return self._space.constraints.violations(perturbation.reach) if isinstance(perturbation, FreeAT) else {}
 
     def _first_new(self, extras: Iterable[Assignment]) -> Assignment | None:
-        known = self._keys()
-        return next((extra for extra in extras if extra.key not in known), None)
+        return next((extra for extra in extras if not self._knows(extra.key)), None)
 
     def _all_seeds(self) -> range:
         return range(SEARCH_SEED, SEARCH_SEED + self._space.replication.seeds)
@@ -159,7 +218,7 @@ class StudyProgramme:
 
     def _repetitions(self) -> Iterator[Assignment]:
         """Once the search is over: the leaders with further seeds, and their random controls."""
-        if self._missing_search_trials() > 0 or self._running(self._search):
+        if self._missing_search_trials() > 0 or self._open_keys & self._search.assignments.keys():
             return
         for leader in self._leaders():
             perturbation = leader.config.train.perturbation
@@ -171,88 +230,19 @@ class StudyProgramme:
                 yield Assignment(random, "random", leader.key)
 
     def _leaders(self) -> list[Assignment]:
-        complete = [trial for trial in self._search.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+        complete = [trial for trial in self._search.trials() if trial.state == TrialState.COMPLETE]
         complete.sort(key=lambda trial: (trial.values[0], trial.number))
-        return [self._assignment(trial) for trial in complete[: self._space.replication.leaders]]
+        chosen = complete[: self._space.replication.leaders]
+        return [self._search.assignments[trial.user_attrs["key"]] for trial in chosen]
 
     def _missing_search_trials(self) -> int:
-        return self._space.trials - sum(bool(_key(trial)) for trial in self._search.get_trials(deepcopy=False))
+        return 0 if self._exhausted else self._space.trials - len(self._search.assignments)
 
-    def _open_trials(self) -> list[FrozenTrial]:
-        return [*self._running(self._search), *self._running(self._extras)]
+    def _knows(self, key: str) -> bool:
+        return key in self._search.assignments or key in self._extras.assignments
 
-    def _running(self, study: optuna.Study) -> list[FrozenTrial]:
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            if not _key(trial):  # Killed between ask and key: nobody will ever run it.
-                study.tell(trial.number, state=TrialState.FAIL)
-        return [trial for trial in running if _key(trial)]
-
-    def _keys(self) -> set[str]:
-        return set(self.outcomes())
-
-    def _find(self, key: str) -> tuple[optuna.Study, FrozenTrial]:
+    def _find(self, key: str) -> KeyedStudy:
         for study in (self._search, self._extras):
-            for trial in study.get_trials(deepcopy=False):
-                if _key(trial) == key:
-                    return study, trial
-        raise KeyError(f"no trial with key {key} in {self._search.study_name}")
-
-    @staticmethod
-    def _assignment(trial: FrozenTrial) -> Assignment:
-        config = TrialConfig.model_validate(trial.user_attrs["config"])
-        return Assignment(config, trial.user_attrs["role"], trial.user_attrs.get("of", ""))
-
-
-def _key(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get("key", ""))
-
-
-def _point(params: dict[str, float | int | str]) -> Point:
-    return dict(params)
-
-
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    return {
-        name: CategoricalDistribution(domain.values)
-        if isinstance(domain, Choice)
-        else FloatDistribution(domain.low, domain.high, log=domain.log)
-        for name, domain in space.domains.searched().items()
-    }
-
-
-def _spread_trials(space: Space) -> int:
-    return max(1, round(SPREAD_FRACTION * space.trials))
-
-
-def _spread_points(space: Space, resolution: int) -> list[Point]:
-    """A Latin hypercube over the searched domains: the law needs the shape of the whole response."""
-    searched = space.domains.searched()
-    seed = derived_seed(space.seed, resolution, "spread") % 2**32
-    unit = LatinHypercube(d=len(searched), rng=seed).random(_spread_trials(space))
-    return [
-        {name: domain.at(float(place)) for (name, domain), place in zip(searched.items(), row, strict=True)}
-        for row in unit
-    ]
-
-
-def _sampler(space: Space, resolution: int, trials_so_far: int) -> BaseSampler:
-    """A Gaussian process once the spread trials are done; a resumed search does not draw its first points again."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return GPSampler(
-            seed=derived_seed(space.seed, resolution, trials_so_far, "search") % 2**32,
-            n_startup_trials=_spread_trials(space),
-            deterministic_objective=False,
-        )
-
-
-def _open_study(name: str, storage: str, signature: str) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
-    earlier = study.user_attrs.get("signature")
-    if earlier is None:
-        study.set_user_attr("signature", signature)
-    elif earlier != signature:
-        raise ValueError(f"the study {name!r} in {storage} was started with another configuration; rename the space")
-    return study
+            if key in study.assignments:
+                return study
+        raise KeyError(f"no trial with key {key} in {self._search.study.study_name}")

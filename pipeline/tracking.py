@@ -4,6 +4,7 @@ Trials write to their folders only. The driver copies the folders to MLflow, so 
 one writer, and copying again changes nothing: a point is identified by its key, step and time.
 """
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from atdiff_core.data.index import ShardIndex
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
 from atdiff_core.train_config import NO_TEACHER
 from pipeline.evaluations import Cell
+from pipeline.extension import Declared
 from pipeline.listening import without_password
 from pipeline.records import RESULT, SAMPLES, TrialRecord, load_record
 from pipeline.tracking_client import connect, is_server
-from pipeline.workspace import Declared, Workspace, machine
+from pipeline.workspace import Workspace, machine
 from search_spaces.space import Space, TrialConfig
 
 PARENT = "mlflow.parentRunId"
@@ -45,7 +47,7 @@ class Tracker:
         self._experiment = _experiment_id(self._client, workspace, declared.name)
         self._runs: dict[str, Run] = {}
         self._copied: dict[str, int] = {}
-        self._parent = self._find_or_create(SWEEP, declared.but(shards="").key, declared.name, parent=None)
+        self._parent = self._find_or_create(SWEEP, declared.identity, declared.name, parent=None)
         self._describe_parent(declared)
 
     @property
@@ -74,6 +76,12 @@ class Tracker:
     def copy_all(self, folders: Iterable[Path]) -> None:
         for folder in folders:
             self.copy_trial(folder)
+
+    def log_ledger(self, figures: dict[str, float], *, step: int) -> None:
+        """What has been spent once ``step`` trials have ended, on the parent run."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(f"ledger/{name}", value, now, step) for name, value in figures.items()]
+        self._client.log_batch(self.parent_run_id, metrics=metrics)
 
     def log_outcome(self, figures: dict[str, float], artifacts: Iterable[Path]) -> None:
         """What the trials taught, in figures and pictures, on the parent run.
@@ -134,7 +142,7 @@ class Tracker:
 
 def _facts(declared: Declared) -> dict[str, str]:
     """What a sweep or a comparison is, at a glance."""
-    facts = {"finetuning_kpass": str(declared.finetuning.budget_kpass), "space_key": declared.but(shards="").key}
+    facts = {"finetuning_kpass": str(declared.finetuning.budget_kpass), "space_key": declared.identity}
     if isinstance(declared, Space):
         ladder = {"ladder": str(declared.ladder), "predict_at": str(declared.predict_at)}
         return facts | ladder | {"trials_per_resolution": str(declared.trials)}

@@ -1,5 +1,7 @@
 """One config, one training run: trained, judged at its rungs, checkpointed, never run twice."""
 
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,18 @@ from atdiff_core.train_state import Execution, TrainState
 from atdiff_core.trainer import train
 from pipeline.audit import AuditedShards
 from pipeline.keeping import FolderKeeper, Keeper
-from pipeline.records import CHECKPOINT, RESULT, SAMPLES, SNAPSHOT, Assignment, append_curve, is_complete
+from pipeline.records import (
+    CHECKPOINT,
+    RESULT,
+    SAMPLES,
+    SNAPSHOT,
+    Assignment,
+    append_curve,
+    is_complete,
+    metric_after,
+    rung_minibatches,
+)
+from pipeline.spending import TrialMeter
 from search_spaces.resources import Resources
 from search_spaces.space import TrialConfig
 
@@ -31,6 +44,10 @@ REPORTS_PER_TRIAL = 20, 1000
 """The least and the most: between two of them nothing is kept, and no stop is heard."""
 MINIBATCHES_PER_REPORT = 50
 STATES = "states"
+
+
+class Diverged(RuntimeError):  # noqa: N818
+    """A loss or a figure is no longer a number; the next attempt starts from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +121,16 @@ def run_trial(
 ) -> Iterator[Judged | Trained]:
     """Run a trial to its end from wherever an earlier attempt left it.
 
-    A complete trial yields its recorded result at once. All ranks train and judge, rank 0 writes.
+    A complete trial yields its recorded result at once, and one that was left at its rung the
+    judgement there: whoever decides may not have heard it. All ranks train and judge, rank 0 writes.
     The state is kept at the rung, and besides whenever ``places.resources.checkpoint_sec`` have passed.
 
     Args:
         team: The ranks; each of them runs this with the same arguments otherwise.
         keeper: Keeps resumable states; by default in the trial's folder.
+
+    Raises:
+        Diverged: A loss or a figure is NaN or infinite.
     """
     (complete,) = team.agreed(is_complete(places.folder))
     if complete:
@@ -118,13 +139,16 @@ def run_trial(
         return
     torch.set_num_threads(places.threads)
     began = saved = time.monotonic()
+    meter = TrialMeter(places.folder) if team.leads else None
     config, shards = assignment.config, _opened(places.shards)
     if places.resources.audit:
         shards = AuditedShards(shards, places.folder, team)
     keeper = keeper or FolderKeeper(places.folder / CHECKPOINT)
     state = _begun(config, places, keeper, team)
+    rung, kpass = rung_minibatches(config), state.minibatches * config.train.kpass_per_minibatch
+    if state.minibatches == rung and (heard := metric_after(places.folder, kpass)) is not None:
+        yield Judged(kpass, heard, final=False)
     budget = config.train.minibatches * config.train.kpass_per_minibatch
-    rungs = [max(1, round(config.train.minibatches * config.rung))] if config.rung < 1 else []
     least, most = REPORTS_PER_TRIAL
     every = budget / min(max(least, config.train.minibatches // MINIBATCHES_PER_REPORT), most)
     for progress in train(
@@ -132,27 +156,35 @@ def run_trial(
         state,
         shards,
         report_every_kpass=every,
-        stop_at=rungs,
+        stop_at=() if rung is None else (rung,),
         rank=team.rank,
         world_size=team.size,
         execution=places.execution,
         outliers=None if places.outliers is None else _opened(places.outliers),
     ):
+        if meter:
+            meter.trained(progress.kpass - kpass)
+        kpass = progress.kpass
+        _check_finite(places, kpass, progress.metrics)
         if team.leads:
-            append_curve(places.folder, progress.kpass, progress.metrics)
-        rung = state.minibatches in rungs and not progress.done
-        judged = _judge(config, places, state, progress.kpass, team) if rung else None
+            append_curve(places.folder, kpass, progress.metrics)
+        judged = _judge(config, places, state, kpass, team) if state.minibatches == rung else None
         overdue = time.monotonic() - saved > places.resources.checkpoint_sec
         due, stopped = team.agreed(keeper.ready and overdue, keeper.stopped)
-        if rung or (due and not progress.done):
+        if judged or (due and not progress.done):
             keeper.keep(state, config.train)
             saved = time.monotonic()
         if judged:
+            if meter:
+                meter.judged()
             yield judged
         if stopped:
             return
-        yield Trained(progress.kpass, budget)
-    yield _finish(config, places, state, budget, began, team)
+        yield Trained(kpass, budget)
+    finished = _finish(config, places, state, budget, began, team)
+    if meter:
+        meter.judged()
+    yield finished
 
 
 def _begun(config: TrialConfig, places: Places, keeper: Keeper, team: Team) -> TrainState:
@@ -193,6 +225,7 @@ def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float,
     (evaluated,) = evaluator.evaluate(whole(state, config.train).averaged, noise, first, team=team)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
     metric = evaluator.metric(evaluated)
+    _check_finite(places, kpass, {"eval/metric": metric, **figures})
     if team.leads:
         append_curve(places.folder, kpass, {"eval/metric": metric, **figures})
     return Judged(kpass, metric, final=False)
@@ -209,9 +242,18 @@ def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float
         figures |= evaluator.named(evaluated)
         pictures = evaluated.images
     figures |= evaluator.attacked(network, noise, team=team)
+    _check_finite(places, kpass, figures)
     if team.leads:
         save_snapshot(state, config.train, places.folder / SNAPSHOT)
         save_grid(pictures, places.folder / SAMPLES)
         append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})
         write_json(places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began})
     return Judged(kpass, figures["metric"], final=True)
+
+
+def _check_finite(places: Places, kpass: float, figures: dict[str, float]) -> None:
+    """Stop at the first figure that is not a number, and have the next attempt start afresh."""
+    broken = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if broken:
+        shutil.rmtree(places.folder / CHECKPOINT, ignore_errors=True)
+        raise Diverged(f"{broken[0]} after {kpass:g} kpass")

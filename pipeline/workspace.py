@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from atdiff_core.config import Config
 from atdiff_core.files import read_json, write_json
+from pipeline.extension import Declared, check_changes
+from pipeline.history import note_event
 from pipeline.records import TRIAL
 from search_spaces.comparison import Comparison
-from search_spaces.space import Space
+from search_spaces.space import EXTENDABLE, Space
 
+LOCK = "driver.lock"
 MIN_FREE_BYTES = 500_000_000
-PLACES = {"shards", "resources"}
-"""Fields of a declaration that may change while it is continued: where it runs, not what."""
-Declared = Space | Comparison
 DECLARATIONS: dict[type[Declared], str] = {Space: "sweep.json", Comparison: "comparison.json"}
 
 
@@ -60,6 +62,16 @@ class Workspace:
         return self.folder / "law.json"
 
     @property
+    def plan(self) -> Path:
+        """What ``atdiff plan`` foresaw."""
+        return self.folder / "plan.json"
+
+    @property
+    def driver(self) -> Path:
+        """How many trials the driver runs at once."""
+        return self.folder / "driver.json"
+
+    @property
     def figures(self) -> Path:
         return self.folder / "figures"
 
@@ -71,8 +83,11 @@ class Workspace:
         """Folders of all trials that were ever declared, in a fixed order."""
         return sorted(file.parent for file in (self.folder / "trials").glob(f"*/{TRIAL}"))
 
-    def claim(self, declared: Declared) -> None:
-        """Take the folder for a declaration, or continue in it.
+    def claim(self, declared: Declared, *, extend: bool = False) -> None:
+        """Take the folder for a declaration, or continue in it; what happens is noted in its history.
+
+        Args:
+            extend: Whether a sweep may grow: more trials, resolutions, leaders or seeds.
 
         Raises:
             ValueError: The name was used for another configuration.
@@ -83,18 +98,24 @@ class Workspace:
                 f"the name {self.name!r} is taken in {self.root} (it holds a {other}); choose another name"
             )
         declaration = self.folder / DECLARATIONS[type(declared)]
-        whole = declared.model_dump(mode="json")
-        content = {name: value for name, value in whole.items() if name not in PLACES}
+        content = declared.model_dump(mode="json")
         if not declaration.exists():
-            write_json(declaration, whole)
+            write_json(declaration, content)
+            note_event(self.folder, "started", identity=declared.identity)
             return
-        earlier = read_json(declaration)
-        changed = sorted(name for name in content if earlier.get(name) != content[name])
-        if changed:
-            raise ValueError(
-                f"the {declaration.stem} {self.name!r} in {self.root} was started with another configuration "
-                f"(different: {', '.join(changed)}); give it another name or another --root"
-            )
+        earlier = type(declared).model_validate(read_json(declaration))
+        changes = {name: [getattr(earlier, name), value] for name, value in _fields(declared) if name != "shards"}
+        changes = {name: change for name, change in changes.items() if change[0] != change[1]}
+        check_changes(
+            f"{declaration.stem} {self.name!r} in {self.root}", earlier, declared, sorted(changes), extend=extend
+        )
+        told = {name: [_plain(value) for value in change] for name, change in changes.items()}
+        if changes:
+            grown = any(name in EXTENDABLE for name in changes)
+            note_event(self.folder, "extended" if grown else "changed", changes=told)
+            write_json(declaration, content)
+        else:
+            note_event(self.folder, "continued")
 
     def check_disk(self) -> None:
         """Refuse to start on a disk that the sweep would fill."""
@@ -114,7 +135,7 @@ class Workspace:
             ValueError: Another process runs it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "driver.lock").open("a+") as file:
+        with (self.folder / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -139,6 +160,18 @@ class Workspace:
             return self.comparison()
         raise ValueError(f"{self.folder} holds neither a sweep.json nor a comparison.json")
 
+    def driver_process(self) -> int | None:
+        """The process that holds the folder; ``None`` where nobody does."""
+        lock = self.folder / LOCK
+        if not lock.is_file():
+            return None
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read() or 0)
+        return None
+
     def space(self) -> Space:
         """The space that this folder was claimed for."""
         return Space.model_validate(read_json(self.folder / DECLARATIONS[Space]))
@@ -146,6 +179,14 @@ class Workspace:
     def comparison(self) -> Comparison:
         """The comparison that this folder was claimed for."""
         return Comparison.model_validate(read_json(self.folder / DECLARATIONS[Comparison]))
+
+
+def _fields(declared: Declared) -> Iterator[tuple[str, Any]]:
+    return ((name, getattr(declared, name)) for name in type(declared).model_fields)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Config) else value
 
 
 def machine() -> dict[str, str]:

@@ -138,6 +138,11 @@ class Comparison(Config):
                 raise ValueError(f"{objective.kind} needs a teacher, there is no base: give teacher=Pretrained(...)")
             objective.check_teacher(self.objective.noise)
 
+    @property
+    def identity(self) -> str:
+        """sha256 of all that decides what is compared."""
+        return self.but(shards="", resources=Resources()).key
+
     @model_validator(mode="after")
     def _trials_fit(self) -> Self:
         check_workers(self.workers, self.batch_size)

@@ -1,5 +1,6 @@
 """What may vary in a study, and how a sampled point becomes a perturbation."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -47,6 +48,8 @@ class Choice(Config):
 
 
 Domain = Annotated[Range | Choice, Field(discriminator="kind")]
+Suggest = Callable[[str, Domain], float | int | str]
+"""Chooses the value of a name from its domain."""
 
 
 def log_range(low: float, high: float) -> Range:
@@ -57,7 +60,23 @@ def choice(*values: int | float | str) -> Choice:
     return Choice(values=values)
 
 
-class _Domains(Config):
+class SearchedDomains(Config):
+    """What every kind of search space can tell about itself."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some names exist only for some values of others."""
+        return False
+
+    @property
+    def unit(self) -> Literal["reach", "raw"]:
+        """Whether radii are amplitudes per element (``reach``) or the papers' norms (``raw``)."""
+        raise NotImplementedError
+
+    def drawn(self, suggest: Suggest) -> Point:
+        """A point whose values are suggested name by name; a name may depend on values before it."""
+        return {name: suggest(name, domain) for name, domain in self.searched().items()}
+
     def searched(self) -> dict[str, Domain]:
         """The domains that really vary, by name."""
         named = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
@@ -105,7 +124,7 @@ def _check_replays_and_norms(num_replays: Domain, norm: Choice) -> None:
         norm_named(name)
 
 
-class ReachDomains(_Domains):
+class ReachDomains(SearchedDomains):
     """Free-AT by radius, replays, reach and norm, in amplitude per element.
 
     Attributes:
@@ -121,6 +140,10 @@ class ReachDomains(_Domains):
     num_replays: Domain = Choice(values=(3,))
     reach: Domain = Choice(values=(1.0,))
     norm: Choice = Choice(values=("l2",))
+
+    @property
+    def unit(self) -> Literal["reach", "raw"]:
+        return self.kind
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -138,7 +161,7 @@ class ReachDomains(_Domains):
         return FreeAT(ball=ball_of(str(values["norm"]), eta), num_replays=replays, step_size=step_size)
 
 
-class RawDomains(_Domains):
+class RawDomains(SearchedDomains):
     """Free-AT by the papers' own numbers: raw norms of delta, images in [-1, 1].
 
     Attributes:
@@ -154,6 +177,10 @@ class RawDomains(_Domains):
     num_replays: Domain = Choice(values=(3,))
     norm: Choice = Choice(values=("l2",))
 
+    @property
+    def unit(self) -> Literal["reach", "raw"]:
+        return self.kind
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         _check_replays_and_norms(self.num_replays, self.norm)
@@ -168,6 +195,3 @@ class RawDomains(_Domains):
         unit = BALLS[norm].raw(1.0, dimension)
         ball: Ball = ball_of(norm, float(values["eta"]) / unit)
         return FreeAT(ball=ball, num_replays=int(values["num_replays"]), step_size=float(values["alpha"]) / unit)
-
-
-Domains = Annotated[ReachDomains | RawDomains, Field(discriminator="kind")]

@@ -1,5 +1,7 @@
 """A study of AT strength along a ladder of resolutions, as one frozen declaration."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,9 +16,16 @@ from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation, Unperturbed
 from atdiff_core.train_config import NO_TEACHER, Precision, TrainConfig
-from search_spaces.domains import Domains, Point
+from search_spaces.branches import Domains
+from search_spaces.domains import Point
 from search_spaces.loading import load_declared
+from search_spaces.operation import GP_TRIALS, Budget, Constraints, Price, SearcherName
 from search_spaces.resources import Resources, Workers, check_workers
+
+OPERATIONAL = ("shards", "resources", "retries", "price", "budget")
+"""Fields that may change whenever a sweep continues: no trial depends on them."""
+EXTENDABLE = ("trials", "ladder", "predict_at", "replication")
+"""Fields that may grow when a sweep is extended: the trials before stay what they were."""
 
 
 class Phase(Config):
@@ -114,6 +123,14 @@ class Space(Config):
         replication: Repetition of the leaders.
         workers: Ranks of each trial: a number, or the least and the most while nodes come and go.
         resources: What each rank gets, and how trials survive the loss of one. No part of any key.
+        searcher: Who proposes search trials. ``gp``: a Gaussian process, ``tpe``: tree-structured
+            Parzen estimators, both after points that are spread evenly; ``random`` and ``sobol``
+            learn nothing and are there to compare with. ``auto``: the process for up to 100
+            trials of a space without branches, the estimators otherwise.
+        constraints: Points that are drawn again.
+        retries: Attempts after the first one, where a trial crashes or its loss is not a number.
+        price: Of a device's hour.
+        budget: Where the sweep stops.
         seed: Seed of the search; trials of the search itself all train with seed 0.
     """
 
@@ -136,7 +153,18 @@ class Space(Config):
     replication: Replication = Replication()
     workers: Workers = 1
     resources: Resources = Resources()
+    searcher: SearcherName = "auto"
+    constraints: Constraints = Constraints()
+    retries: Annotated[int, Field(ge=0)] = 1
+    price: Price = Price()
+    budget: Budget = Budget()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _searcher_fits(self) -> Self:
+        if self.searcher == "gp" and self.domains.conditional:
+            raise ValueError("a Gaussian process has no branches; searcher must be auto or tpe here, got 'gp'")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -167,6 +195,19 @@ class Space(Config):
                     f"({minibatch:g} kpass), got {self.finetuning.budget_kpass} x {self.stopping.rung}"
                 )
         return self
+
+    @property
+    def identity(self) -> str:
+        """sha256 of all that stays the same while a sweep is continued and extended."""
+        kept = self.model_dump(mode="json", exclude={*OPERATIONAL, *EXTENDABLE})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def chosen_searcher(self) -> SearcherName:
+        """Who proposes, once ``auto`` has been decided."""
+        if self.searcher != "auto":
+            return self.searcher
+        return "tpe" if self.domains.conditional or self.trials > GP_TRIALS else "gp"
 
     def dimension(self, resolution: int) -> int:
         """Elements of one image, D."""

@@ -14,9 +14,10 @@ from sweep_helpers import tiny_space
 from atdiff_core.data.stream import open_shards
 from pipeline.cluster import ray_session
 from pipeline.records import SNAPSHOT, Assignment, declare
+from pipeline.running import run_programme
 from pipeline.study import StudyProgramme
 from pipeline.trial import Places, run_trial
-from pipeline.tuning import run_programme
+from pipeline.tuning import tune_trials
 from search_spaces.resources import Resources
 from search_spaces.space import Phase, Space, TrialConfig
 
@@ -75,12 +76,15 @@ def main(root: Path, shards: Path) -> None:
         run_programme(
             programme,
             lambda assignment: setting.places(root / "tiny" / "trials" / assignment.key[:16]),
+            lambda keeper: tune_trials(
+                keeper,
+                title="study",
+                storage=root / "ray",
+                cpus=cpus,
+                workers=setting.space.workers,
+                resources=setting.space.resources,
+            ),
             title="study",
-            storage=root / "ray",
-            cpus=cpus,
-            workers=setting.space.workers,
-            resources=setting.space.resources,
-            scheduler=None,
             on_change=lambda folder: None,
             console=Console(quiet=True),
         )

@@ -8,8 +8,6 @@ import ray
 import torch
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from recovery import (
     FAST,
     Driver,
@@ -27,8 +25,9 @@ from atdiff_core.snapshots import load_snapshot
 from pipeline import capacity
 from pipeline.programme import FixedProgramme
 from pipeline.records import SNAPSHOT, Assignment, declare, load_record
+from pipeline.running import run_programme
 from pipeline.trial import Places, run_trial
-from pipeline.tuning import run_programme
+from pipeline.tuning import tune_trials
 from search_spaces.resources import Resources
 
 pytestmark = pytest.mark.cluster
@@ -85,11 +84,11 @@ def test_a_trial_shrinks_grows_and_survives_its_driver(cluster: Cluster, shards:
     assert len(progress.states()) <= setting.space.resources.keep_checkpoints
 
 
-class _StopsSearchTrials(FIFOScheduler):
+class _StopsAtRungs(FixedProgramme):
     """Ends what may be ended at its first judgement."""
 
-    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, object]) -> str:
-        return TrialScheduler.STOP
+    def report(self, key: str, kpass: float, metric: float) -> bool:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +125,12 @@ def test_trials_of_two_ranks_run_one_after_the_other_where_one_has_room(
     folders = [places(each).folder for each in (stopped, finished)]
     ray.init(log_to_driver=False)
     run_programme(
-        FixedProgramme([stopped, finished], {each.key: places(each).folder for each in (stopped, finished)}),
+        _StopsAtRungs([stopped, finished], {each.key: places(each).folder for each in (stopped, finished)}),
         places,
+        lambda keeper: tune_trials(
+            keeper, title="two", storage=tmp_path / "ray", cpus=float("inf"), workers=2, resources=resources
+        ),
         title="two",
-        storage=tmp_path / "ray",
-        cpus=float("inf"),
-        workers=2,
-        resources=resources,
-        scheduler=_StopsSearchTrials(),
         on_change=lambda folder: None,
         console=Console(quiet=True),
     )
@@ -161,11 +158,8 @@ def test_a_trial_too_large_for_the_cluster_is_told(
         run_programme(
             FixedProgramme([large], {large.key: tmp_path}),
             lambda assignment: Places(shards, tmp_path, tmp_path, tmp_path),
+            lambda keeper: tune_trials(keeper, title="large", storage=tmp_path, cpus=float("inf"), workers=3),
             title="large",
-            storage=tmp_path,
-            cpus=float("inf"),
-            workers=3,
-            scheduler=None,
             on_change=lambda folder: None,
             console=Console(quiet=True),
         )

@@ -22,7 +22,7 @@ def compare(
 
     from pipeline.comparison import run_comparison
     from pipeline.finish import finish_comparison
-    from pipeline.tuning import Interrupted
+    from pipeline.running import Interrupted
     from pipeline.workspace import Workspace
     from search_spaces.comparison import load_comparison
 

@@ -10,7 +10,7 @@ from pipeline.commands.studies import Shards, TrackingUri
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from pipeline.workspace import Declared
+    from pipeline.extension import Declared
 
 Address = Annotated[
     str | None,

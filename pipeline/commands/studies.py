@@ -27,15 +27,24 @@ def sweep(
     cpus: Annotated[int | None, typer.Option(min=1, help="CPUs to use here; all of them without it.")] = None,
     tracking: TrackingUri = None,
     shards: Shards = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Where Optuna keeps the studies: a URL of sqlite, journal or postgresql.")
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Let a sweep that is there grow: more trials, resolutions, leaders, seeds.")
+    ] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Without Ray: one trial after another, here.")] = False,
 ) -> None:
     """Search every resolution of the ladder, fit the law, predict, report. Continues what was interrupted."""
     import time
 
     from rich.console import Console
 
+    from pipeline.budget import BudgetSpent
     from pipeline.finish import finish_sweep
+    from pipeline.results import load_result
+    from pipeline.running import Interrupted
     from pipeline.sweep import run_sweep
-    from pipeline.tuning import Interrupted
     from search_spaces.space import load_space
 
     console, began = Console(), time.monotonic()
@@ -43,10 +52,22 @@ def sweep(
     if shards:
         declared = declared.but(shards=shards)
     try:
-        result = run_sweep(declared, root, cpus=cpus, console=console, tracking=tracking)
+        result = run_sweep(
+            declared,
+            root,
+            cpus=cpus,
+            console=console,
+            tracking=tracking,
+            storage=storage,
+            inline=inline,
+            extend=extend,
+        )
     except Interrupted:
         raise KeyboardInterrupt from None  # Told by main, with the way to continue.
-    workspace = _workspace(root / declared.name, tracking)
+    except BudgetSpent as spent:
+        console.print(f"stopped by the budget of {spent}; raise it and give the same command again to continue")
+        result = load_result(workspace_in(root / declared.name))
+    workspace = workspace_in(root / declared.name, tracking)
     finish_sweep(result, workspace, f"atdiff sweep {space} --root {root}", console)
     console.print(f"[dim]{time.monotonic() - began:.0f} s in this call[/]")
 
@@ -58,7 +79,7 @@ def law(folder: Finished) -> None:
     from pipeline.report.summary import print_summary
     from pipeline.results import load_result
 
-    print_summary(load_result(_workspace(folder)), Console())
+    print_summary(load_result(workspace_in(folder)), Console())
 
 
 def report(folder: Finished) -> None:
@@ -68,12 +89,13 @@ def report(folder: Finished) -> None:
     from pipeline.report.page import write_report
     from pipeline.results import load_result
 
-    workspace = _workspace(folder)
+    workspace = workspace_in(folder)
     written = write_report(load_result(workspace), workspace, command=f"atdiff report {folder}")
     Console().print(f"report: {written}")
 
 
-def _workspace(folder: Path, tracking: str | None = None) -> "Workspace":
+def workspace_in(folder: Path, tracking: str | None = None) -> "Workspace":
+    """The workspace of a sweep's folder."""
     from pipeline.workspace import Workspace
 
     if not (folder / "sweep.json").is_file():

@@ -26,7 +26,7 @@ def asked(space: Space) -> Rows:
     evaluation = space.trial_evaluation
     samplers = ", ".join(f"{sampler.label} with {sampler.nfe} NFE" for sampler in evaluation.samplers)
     names = [name for name in type(space.domains).model_fields if name != "kind"]
-    unit = "raw norms" if space.domains.kind == "raw" else "amplitude per element"
+    unit = "raw norms" if space.domains.unit == "raw" else "amplitude per element"
     first = evaluation.samplers[0]
     return [
         ("ladder", f"{', '.join(str(side) for side in space.ladder)} px; prediction at {space.predict_at} px"),
