@@ -138,6 +138,13 @@ class TestTrain:
         with pytest.raises(ValueError, match=r"a\.tar \(n02085620\.tar\), offset \d+: damaged header"):
             imagenet(tmp_path / "a.tar")
 
+    def test_names_that_come_twice_are_refused(self, tmp_path: Path) -> None:
+        for wnid in WNIDS:
+            (tmp_path / wnid).mkdir()
+            (tmp_path / wnid / "1.JPEG").write_bytes(jpeg(0))
+        with pytest.raises(ValueError, match="two pictures are called 1, as ImageNet's never are"):
+            imagenet(tmp_path)
+
     def test_folders_without_classes_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no such folder or tar"):
             imagenet(tmp_path / "missing")

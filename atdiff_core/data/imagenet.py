@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,10 @@ class ImageNet(Source):
 
     def __init__(self, pictures: PictureFiles, labels: list[int], classes: list[str], split: str) -> None:
         self.name, self.licence, self.classes = f"imagenet-{split}", LICENCE, classes
+        if repeated := [name for name, count in Counter(map(stem, pictures.names)).items() if count > 1]:
+            raise ValueError(
+                f"two pictures are called {repeated[0]}, as ImageNet's never are; try atdiff shards folder"
+            )
         self._pictures, self._labels = pictures, labels
 
     def __len__(self) -> int:
