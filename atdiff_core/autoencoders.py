@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from atdiff_core.data.contents import Latents
 
 Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SUBFOLDER = "vae"
 """Where a diffusers pipeline keeps its autoencoder."""
 
@@ -112,10 +114,10 @@ def load_autoencoder(
     options: dict[str, Any] = {}
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / SUBFOLDER).is_dir():
         options["subfolder"] = SUBFOLDER
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
-        raise ValueError(f"{name}: no such folder of an autoencoder")
+    if not folder.is_dir() and not HUB_ID.fullmatch(name):
+        raise ValueError(f"{name}: no such folder of an autoencoder, and no id of a hub, owner/name")
     try:
-        network = AutoencoderKL.from_pretrained(name, use_safetensors=True, **options)
+        network = AutoencoderKL.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # diffusers, the hub's client and safetensors each raise their own kinds.
         raise ValueError(f"{name}: no AutoencoderKL in safetensors can be read there ({_first_line(error)})") from error
     network = network.to(device, DTYPES[dtype]).eval().requires_grad_(False)

@@ -98,8 +98,9 @@ class TestAutoencoder:
         assert load_autoencoder(str(tiny_autoencoder(tmp_path / "other", seed=1))).key != key
 
     def test_other_folders_and_pickled_weights_are_refused(self, vae: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no such folder of an autoencoder"):
-            load_autoencoder(str(tmp_path / "missing"))
+        for missing in (str(tmp_path / "missing"), "missing", "../missing/vae", "owner/name/more"):
+            with pytest.raises(ValueError, match="no such folder of an autoencoder, and no id of a hub"):
+                load_autoencoder(missing)
         (tmp_path / "pickled").mkdir()
         (tmp_path / "pickled" / "config.json").write_text((vae / "config.json").read_text())
         torch.save(
