@@ -9,7 +9,7 @@ import typer
 
 def solver_error(
     teacher: Annotated[Path, typer.Argument(help="Snapshot of a diffusion model, or a diffusers folder.")],
-    shards: Annotated[Path, typer.Option(help="Shard set of the data: a <resolution>px folder.")],
+    shards: Annotated[str, typer.Option(help="Shard set of the data: a <resolution>px folder or its address.")],
     levels: Annotated[int, typer.Option(min=2, help="Noise levels of the distillation.")] = 40,
     solver: Annotated[str, typer.Option(help="heun or euler.")] = "heun",
     sigma_data: Annotated[float, typer.Option(help="Standard deviation of the data, as the objective has it.")] = 0.5,
