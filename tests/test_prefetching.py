@@ -3,24 +3,16 @@
 import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from waiting import wait_until
 
 from atdiff_core.data.stream import ShardSet, open_shards
 
 pytestmark = pytest.mark.slow
-
-
-def wait_until(condition: Callable[[], bool], *, sec: float = 120.0) -> None:
-    deadline = time.monotonic() + sec
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_processes_give_the_same_minibatches_and_end_with_the_iterator(digits_8px: ShardSet) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from waiting import wait_until
 
 from atdiff_core.data import shard_files
 from atdiff_core.data.disk_cache import DiskCache
@@ -101,8 +102,14 @@ def test_a_cache_smaller_than_the_set_gives_the_same(
 ) -> None:
     monkeypatch.setenv("ATDIFF_CACHE_GIB", str(20_000 / 2**30))
     assert_same_epochs(opened(), folder)
-    kept = sum(file.stat().st_size for file in (tmp_path / "cache").glob("??/*"))
-    assert kept <= 20_000 + 4100
+
+    def has_made_room() -> bool:
+        try:
+            return sum(file.stat().st_size for file in (tmp_path / "cache").glob("??/[!.]*")) <= 20_000
+        except FileNotFoundError:  # Deleted meanwhile.
+            return False
+
+    wait_until(has_made_room)  # The threads that read ahead end in their own time.
 
 
 def test_a_piece_that_was_damaged_on_the_disk_is_fetched_again(folder: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class DiskCache:
 
     Attributes:
         folder: Shared by every process of the machine.
-        limit_bytes: Kept on disk, but for the file that was written last.
+        limit_bytes: Kept on disk, but for the files that are just being written.
     """
 
     folder: Path
