@@ -144,8 +144,8 @@ def _copy_of(tracker: Tracker, ledger: Ledger, price: Price, workspace: Workspac
         tracker.copy_trial(folder)
         ledger.refresh_trial(folder)
         if is_complete(folder) and folder not in counted:
-            counted.add(folder)
             tracker.log_ledger(figures_of(ledger.total, price), step=ledger.trials)
+            counted.add(folder)  # Last: what MLflow did not take is sent again.
 
     return copy
 

@@ -26,6 +26,7 @@ from pipeline.finish import copy_again
 from pipeline.postgres import Postgres
 from pipeline.records import TrialRecord, load_records
 from pipeline.serving import Service
+from pipeline.storage import open_storage
 from pipeline.tracking import TRIAL, Tracker
 from pipeline.tracking_client import connect
 from pipeline.workspace import Workspace
@@ -137,6 +138,7 @@ def test_secrets_are_for_their_owner_and_the_database_has_no_port(server: Server
         assert connection.execute(sqlalchemy.text("show listen_addresses")).scalar() == ""
         assert connection.execute(sqlalchemy.text("select count(*) from experiments")).scalar()
     engine.dispose()
+    assert open_storage(Postgres(server.folder / "postgres").url("optuna")).get_all_studies() == []
     command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
     assert server.password.encode() not in command
 
@@ -154,14 +156,14 @@ def test_a_sweep_moves_to_the_server_and_moving_it_again_changes_nothing(server:
     each_point_once(MlflowClient(server.url), own.name, records)
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # A sweep, and two starts of a server: minutes beside other work.
 @pytest.mark.usefixtures("_credentials")
 def test_a_server_that_stops_in_the_middle_of_a_sweep_loses_and_doubles_nothing(server: Server, tmp_path: Path) -> None:
     shards = write_digits(tmp_path / "digits", [8])
     space, log = tmp_path / "space.py", tmp_path / "sweep.log"
     space.write_text(SPACE.format(shards=str(shards)))
-    arguments = ["sweep", space, "--root", tmp_path / "runs", "--cpus", "1", "--tracking", server.url]
+    arguments = ["sweep", space, "--root", tmp_path / "runs", "--inline", "--tracking", server.url]
     sweep = start_atdiff(arguments, log)
 
     def complete() -> int:

@@ -22,6 +22,9 @@ NoToken = Annotated[bool, typer.Option("--no-token", help="Take a cluster that l
 def submit(
     space: Annotated[Path, typer.Argument(help="A search space or a comparison, inside the working tree.")],
     root: Annotated[Path, typer.Option(help="Folder of the sweeps on storage that every node of the cluster sees.")],
+    further: Annotated[
+        list[str] | None, typer.Argument(help="After --, further options of `atdiff sweep` or `compare`.")
+    ] = None,
     address: Address = None,
     shards: Shards = None,
     tracking: TrackingUri = None,
@@ -30,6 +33,7 @@ def submit(
     no_token: NoToken = False,
 ) -> None:
     """Run a sweep or a comparison on a cluster; given again, join the job that runs or continue one that failed."""
+    import shlex
     import tempfile
 
     from pipeline.jobs import Submission, dashboard_address, open_cluster
@@ -48,9 +52,10 @@ def submit(
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "tree.zip"
         count = pack(tree.resolve(), package)
-        command = _command(verb, space.resolve().relative_to(tree.resolve()), root, shards, tracking)
+        words = _command(verb, space.resolve().relative_to(tree.resolve()), root, shards, tracking, further or [])
+        command = shlex.join(words)
         metadata = {"atdiff": declared.name, "commit": commit_of(tree), "key": declared.but(shards="").key[:16]}
-        job = start(cluster, Submission(_job_name(declared, root), command, package, metadata))
+        job = start(cluster, Submission(_job_name(declared, root, further or []), command, package, metadata))
     if job.fresh:
         typer.echo(f"job {job.id}: {count} files sent; {command}", err=True)
     else:
@@ -125,19 +130,19 @@ def _declared(file: Path) -> "tuple[Declared, str]":
     raise ValueError(f"{file} must define `space = Space(...)` or `comparison = Comparison(...)`")
 
 
-def _command(verb: str, file: Path, root: Path, shards: str | None, tracking: str | None) -> str:
-    import shlex
-
+def _command(
+    verb: str, file: Path, root: Path, shards: str | None, tracking: str | None, further: list[str]
+) -> list[str]:
     words = ["python", "-m", "pipeline.cli", verb, str(file), "--root", str(root)]
     words += ["--shards", shards] if shards else []
     words += ["--tracking", tracking] if tracking else []
-    return shlex.join(words)
+    return words + further
 
 
-def _job_name(declared: "Declared", root: Path) -> str:
+def _job_name(declared: "Declared", root: Path, further: list[str]) -> str:
     """One name for one configuration in one root: the same submission has the same name."""
     import hashlib
     import re
 
-    digest = hashlib.sha256(f"{declared.but(shards='').key} {root}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{declared.but(shards='').key} {root} {further}".encode()).hexdigest()[:12]
     return f"atdiff-{re.sub(r'[^A-Za-z0-9_-]+', '-', declared.name)}-{digest}"

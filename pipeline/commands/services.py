@@ -53,6 +53,8 @@ def serve(
 
     signal.signal(signal.SIGTERM, leave)  # So that a service manager's stop also stops PostgreSQL.
     with running(folder / "postgres") if postgres and not database else nullcontext() as own:
+        if own:
+            typer.echo(f"for sweeps on this machine: --storage '{own.ensure_database('optuna')}'")
         address = own.ensure_database("mlflow") if own else database or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
         ready = service(address)
         ready.prepare(upgrade=upgrade)
