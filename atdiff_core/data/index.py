@@ -172,4 +172,8 @@ def parsed_index(content: bytes, name: str) -> ShardIndex:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{name}: not an index of shards ({where + ': ' if where else ''}{first['msg']})") from error
+        what = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ValueError(
+            f"{name}: not an index of shards ({what}); if another version of atdiff wrote it, delete it with its tars "
+            "and write the set again"
+        ) from error
