@@ -9,15 +9,19 @@ import pytest
 from PIL import Image
 from test_imagenet import official_tar
 from test_indexing import img2dataset
+from test_latents import tiny_autoencoder
 from test_shards import hashes
 
+from atdiff_core.autoencoders import load_autoencoder
 from atdiff_core.data.index import load_index
+from atdiff_core.data.latent_writing import plan_latents
 from atdiff_core.data.members import MemberTable
 from atdiff_core.data.sources import ArraySource
 from atdiff_core.data.writing import write_shards
 from atdiff_core.data.writing_plan import planned
 from pipeline import cli, shard_writing
 from pipeline.cluster import ray_session
+from pipeline.latent_writing import write_latents
 from pipeline.parallel import chosen_workers, in_parts
 from pipeline.shard_writing import write_plan
 
@@ -127,6 +131,8 @@ def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: 
     list(write_shards(source, tmp_path / "alone", [16, 8], image_channels=1, samples_per_shard=25))
     plan = planned(source, tmp_path / "shared", [16, 8], image_channels=1, samples_per_unit=25)
 
+    vae = tiny_autoencoder(tmp_path / "vae")
+
     def broken_part(shared: str, part: int) -> Iterator[int]:  # Inside, so that it travels to the workers whole.
         yield part
         if part == 1:
@@ -139,5 +145,13 @@ def test_rays_workers_write_the_same_bytes_and_their_errors_are_plain(tmp_path: 
         assert (
             shard_writing.verify_folder(tmp_path / "shared" / "16px", index, hashes=True, decode=True, workers=2) == []
         )
+        encode(tmp_path / "shared" / "16px", tmp_path / "latents", vae, workers=2)
         with pytest.raises(ValueError, match=r"^it is broken$"):
             list(in_parts(broken_part, "it", 3, workers=2))
+    encode(tmp_path / "alone" / "16px", tmp_path / "latents alone", vae, workers=1)
+    assert hashes(tmp_path / "latents") == hashes(tmp_path / "latents alone")
+
+
+def encode(images: Path, out: Path, vae: Path, *, workers: int) -> None:
+    plan = plan_latents(images, out, load_autoencoder(str(vae)), batch_size=8, device="cpu")
+    write_latents(plan, workers=workers)
