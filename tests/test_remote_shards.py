@@ -13,6 +13,7 @@ from waiting import wait_until
 
 from atdiff_core.data import shard_files
 from atdiff_core.data.disk_cache import DiskCache
+from atdiff_core.data.overview import overview
 from atdiff_core.data.remote import Patience
 from atdiff_core.data.sources import ArraySource
 from atdiff_core.data.stream import ShardSet, open_shards
@@ -95,6 +96,13 @@ def test_every_piece_is_fetched_once_for_all_epochs_and_readers(faults: Faults, 
 def test_a_web_server_serves_a_set_too(endpoint: str, folder: Path) -> None:
     remote = open_shards(f"{endpoint}/{BUCKET}/noise/16px/", memory_bytes=0, patience=PATIENCE)
     assert_same_epochs(remote, folder)
+
+
+def test_a_set_in_a_store_is_looked_at_without_counting_all_labels(folder: Path) -> None:
+    near, far = overview(folder, 5), overview(f"s3://{BUCKET}/noise/16px", 5)
+    assert (far.index, far.shown.keys) == (near.index, near.shown.keys)
+    assert torch.equal(far.content, near.content)
+    assert (near.labels.total(), far.labels.total()) == (NUM_SAMPLES, 5)
 
 
 def test_a_cache_smaller_than_the_set_gives_the_same(

@@ -2,24 +2,24 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from atdiff_core.data.addresses import Address, scheme_of
 from atdiff_core.data.batch import scaled
 from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.data.order import Places
 from atdiff_core.data.samples import SampleReader, Samples
-from atdiff_core.data.shard_files import LocalFiles
+from atdiff_core.data.shard_files import ShardFiles, files_at
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and pictures do not need it.
     from atdiff_core.autoencoders import Autoencoder
 
 MAX_LABELS = 50_000
-"""Labels that are counted; of a larger set, as many evenly spaced ones."""
+"""Labels that are counted; of a larger set, those of as many evenly spaced samples."""
 LATENT_SPREAD = 3.0
 """Latents within so many are drawn from black to white: training wants their deviation near 1."""
 
@@ -50,17 +50,20 @@ class Overview:
         return [float(value) for value in self.content.std(dim=(0, 2, 3))]
 
 
-def overview(folder: Path, count: int) -> Overview:
+def overview(address: Address, count: int) -> Overview:
     """Read ``count`` evenly spaced samples of a set, or all if it has fewer.
+
+    Of a remote set, only their labels are counted: counting all would fetch it whole.
 
     Raises:
         ValueError: If ``count`` is below 1, or the set or one of the samples is damaged.
     """
     if count < 1:
         raise ValueError(f"the number of samples to show must be >= 1, got {count}")
-    files = LocalFiles(folder)
+    files = files_at(address)
     shown = SampleReader(files, 0).at(_evenly(files.index, count))
-    return Overview(files.index, shown, scaled(shown.content), _labels(files))
+    labels = _labels(files, MAX_LABELS if scheme_of(address) is None else count)
+    return Overview(files.index, shown, scaled(shown.content), labels)
 
 
 def pictures_of(content: Tensor, index: ShardIndex, autoencoder: "Autoencoder | None") -> Tensor:
@@ -87,10 +90,10 @@ def _evenly(index: ShardIndex, count: int) -> Places:
     return Places(shards, numbers - (ends - counts)[shards])
 
 
-def _labels(files: LocalFiles) -> Counter[int]:
+def _labels(files: ShardFiles, count: int) -> Counter[int]:
     if not files.index.classes:
         return Counter()
-    places, decoder = _evenly(files.index, MAX_LABELS), SampleDecoder(files.index)
+    places, decoder = _evenly(files.index, count), SampleDecoder(files.index)
     labels: Counter[int] = Counter()
     for shard, row in zip(places.shards.tolist(), places.rows.tolist(), strict=True):
         place = files.table(shard).place(row, "cls")

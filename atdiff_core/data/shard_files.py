@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Generic, Protocol, TypeVar
 
+from atdiff_core.data.addresses import Address, scheme_of
 from atdiff_core.data.disk_cache import DiskCache
 from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, load_index, parsed_index
 from atdiff_core.data.members import MemberTable, members_name
@@ -132,6 +133,17 @@ class RemoteFiles:
 
         content = self._cache.content(shard.members_sha256, lambda: self._remote.content(name))
         return _checked_table(content, shard, f"{self._remote.address}/{name}")
+
+
+def files_at(address: Address, patience: Patience | None = None) -> ShardFiles:
+    """The shards in a folder, or below a remote address.
+
+    Raises:
+        ValueError: If there is no set, or no such scheme.
+    """
+    if scheme_of(address) is None:
+        return LocalFiles(Path(address))
+    return RemoteFiles(str(address), default_cache(), patience or Patience())
 
 
 def _checked_table(content: bytes, shard: Shard, name: str) -> MemberTable:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from atdiff_core.data.prefetching import prefetched
 from atdiff_core.data.read_ahead import ReadAhead
 from atdiff_core.data.remote import Patience
 from atdiff_core.data.samples import SampleReader
-from atdiff_core.data.shard_files import LocalFiles, RemoteFiles, ShardFiles, default_cache
+from atdiff_core.data.shard_files import files_at
 from atdiff_core.randomness import derived_seed
 
 MEMORY_BYTES = 256 * 2**20
@@ -30,11 +29,7 @@ class ShardSet:
     def __init__(self, address: Address, memory_bytes: int, patience: Patience) -> None:
         self._arguments = (anywhere(address), memory_bytes, patience)
         self.path = address
-        self._files: ShardFiles
-        if scheme_of(address) is None:
-            self._files = LocalFiles(Path(address))
-        else:
-            self._files = RemoteFiles(str(address), default_cache(), patience)
+        self._files = files_at(address, patience)
         self.index = self._files.index
         self._reader = SampleReader(self._files, memory_bytes)
         counts = [shard.samples for shard in self.index.shards]

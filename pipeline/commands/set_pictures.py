@@ -20,18 +20,16 @@ DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="A set's folder, <resolution>px.")],
-    out: Annotated[
-        Path | None, typer.Option(help="PNG of the contact sheet; beside the set's index otherwise.")
-    ] = None,
+    shards: Annotated[str, typer.Argument(help="A set: a <resolution>px folder or its address.")],
+    out: Annotated[Path, typer.Option(help="PNG to draw.")] = Path("sheet.png"),
     number: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 64,
     columns: Annotated[int, typer.Option(min=1, help="Pictures side by side.")] = 8,
     autoencoder: Annotated[
         str, typer.Option(help="What decodes latents; the one that made them otherwise, if its folder is there.")
     ] = "",
     images: Annotated[
-        Path | None, typer.Option(help="The images that were encoded: every second row of the sheet shows them.")
-    ] = None,
+        str, typer.Option(help="The set that was encoded: every second row of the sheet shows its images.")
+    ] = "",
     device: DeviceName = "auto",
 ) -> None:
     """Draw a contact sheet of a set and print its figures; latents are decoded where their autoencoder is at hand."""
@@ -42,21 +40,20 @@ def show(
     from atdiff_core.pictures import save_grid
 
     console = Console()
-    seen = overview(folder, number)
+    seen = overview(shards, number)
     decoder = _decoder(seen, autoencoder, chosen_device(device))
     pictures = pictures_of(seen.content, seen.index, decoder)
-    if images is not None:
+    if images:
         pictures = _beside(pictures, seen, images, columns)
-    sheet = out or folder / "sheet.png"
-    save_grid(pictures, sheet, columns)
-    console.print(_figures(folder, seen))
+    save_grid(pictures, out, columns)
+    console.print(_figures(shards, seen))
     for key, captions in zip(seen.shown.keys, seen.shown.captions[:MAX_CAPTIONS], strict=False):
         if captions:
             console.print(f"{key}: {' | '.join(captions)}", soft_wrap=True, markup=False, highlight=False)
     what = (
         "" if seen.index.latents is None else ", decoded" if decoder else ", three channels of the latents as colours"
     )
-    console.print(f"{sheet}: {len(seen.shown.keys)} samples{what}", soft_wrap=True, highlight=False)
+    console.print(f"{out}: {len(seen.shown.keys)} samples{what}", soft_wrap=True, highlight=False)
 
 
 def latents(
@@ -107,7 +104,7 @@ def _decoder(seen: "Overview", asked: str, device: str) -> "Autoencoder | None":
     return found
 
 
-def _beside(pictures: "Tensor", seen: "Overview", images: Path, columns: int) -> "Tensor":
+def _beside(pictures: "Tensor", seen: "Overview", images: str, columns: int) -> "Tensor":
     """A row of images, a row of what became of them, and so on."""
     import torch
 
@@ -124,11 +121,11 @@ def _beside(pictures: "Tensor", seen: "Overview", images: Path, columns: int) ->
     return torch.cat([part for pair in rows for part in pair])
 
 
-def _figures(folder: Path, seen: "Overview") -> "Table":
+def _figures(shards: str, seen: "Overview") -> "Table":
     from rich.table import Table
 
     index = seen.index
-    table = Table(title=str(folder), show_header=False, title_justify="left")
+    table = Table(title=shards, show_header=False, title_justify="left")
     rows = {"name": index.name, "licence": index.licence, "kind": index.kind, "samples": f"{index.num_samples:,}"}
     rows["size"] = f"{index.resolution} px, {index.image_channels} channels" + (
         "" if index.prepared else ", cropped on reading"
