@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 
-import psutil
 from rich.console import Console
 
 from atdiff_core.files import write_json
@@ -51,7 +50,7 @@ class Sleeper:
         self.rss_mb: list[float] = []
 
     def __call__(self, keeper: Bookkeeper) -> None:
-        process, ended = psutil.Process(), time.perf_counter()
+        ended = time.perf_counter()
         while (assignment := keeper.ask()) is not None:
             self._trial = 0.0
             keeper.began(assignment)
@@ -63,7 +62,7 @@ class Sleeper:
                     break
             now = time.perf_counter()
             self.driver_ms.append(1000 * (now - ended - self._trial))
-            self.rss_mb.append(process.memory_info().rss / 1e6)
+            self.rss_mb.append(_resident_mb())
             ended = now
 
     def _judgements(self, assignment: Assignment, folder: Path) -> Iterator[Judged]:
@@ -88,6 +87,11 @@ class Sleeper:
         time.sleep(self._trial_sec / 2)
         self._trial += time.perf_counter() - began
         yield Judged(budget, metric, final=True)
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
 
 
 def _metric(assignment: Assignment) -> float:

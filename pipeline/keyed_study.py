@@ -8,7 +8,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.proposals import distribution_of
+from pipeline.proposals import DISCARDED, distribution_of
 from pipeline.records import Assignment
 from search_spaces.domains import Domain, Point, Suggest
 from search_spaces.space import TrialConfig
@@ -87,7 +87,7 @@ class KeyedStudy:
         """End a trial that nobody will run; what it violates is told to the sampler."""
         for name, value in (violations or {}).items():
             trial.set_constraint(name, value)
-        trial.set_user_attr("discarded", reason)
+        trial.set_user_attr(DISCARDED, reason)
         self.study.tell(trial, state=TrialState.PRUNED if violations else TrialState.FAIL)
 
     def running(self) -> list[Assignment]:

@@ -19,38 +19,58 @@ from atdiff_core.randomness import derived_seed
 from search_spaces.domains import Choice, Domain, Point
 from search_spaces.space import Space
 
+DISCARDED = "discarded"
+"""User attribute of a proposal that nobody will run: why."""
+INSISTING = 5
+"""Discarded proposals in a row after which the model is left for random draws."""
 SPREAD_FRACTION = 2 / 3
 """Share of the search trials that are spread over the space before the model chooses."""
 
 
 class NumberedSampler(BaseSampler):
-    """Proposes for the n-th trial with a sampler that is seeded by n alone."""
+    """Proposes for the n-th trial with a sampler that is seeded by n alone.
+
+    A model that insists on what the constraints forbid, or on what is known already, is left for
+    random draws until a trial comes through.
+    """
 
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
         """``make`` gives the sampler of a trial number."""
         self._make = make
         self._number, self._sampler = -1, make(0)
 
-    def _of(self, trial: FrozenTrial) -> BaseSampler:
+    def _of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         if trial.number != self._number:
-            self._number, self._sampler = trial.number, self._make(trial.number)
+            self._number = trial.number
+            self._sampler = self._make(trial.number)
+            if _discarded_before(study, trial.number) >= INSISTING:
+                self._sampler = RandomSampler(seed=derived_seed(trial.number, "insisting") % 2**32)
         return self._sampler
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
+        return self._of(study, trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
+        return self._of(study, trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        return self._of(study, trial).sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._of(trial).before_trial(study, trial)
+        self._of(study, trial).before_trial(study, trial)
+
+
+def _discarded_before(study: Study, number: int) -> int:
+    """How many trials just before this one were discarded, one after the other."""
+    before = [trial for trial in study.get_trials(deepcopy=False) if trial.number < number]
+    count = 0
+    while count < len(before) and DISCARDED in before[-1 - count].user_attrs:
+        count += 1
+    return count
 
 
 def sampler_of(space: Space, resolution: int) -> BaseSampler:

@@ -26,7 +26,7 @@ from pipeline.storage import open_storage, reaching_storage
 from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
-MAX_DISCARDED = 50
+MAX_DISCARDED = 100
 """Proposals in a row that may be outside the constraints, or known, before the search is at its end."""
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
