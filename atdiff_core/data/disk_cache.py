@@ -7,32 +7,35 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from atdiff_core.data.unfinished import errors_naming
 
 NUM_LOCKS = 64
+LOOKS = 64
 CHECKSUM_BYTES = 4
 ABANDONED_SEC = 3600.0
 
 
-@dataclass(frozen=True)
 class DiskCache:
     """Files by name, filled when they are asked for; the ones unused for longest go first.
 
     A file is written under another name and renamed, so that no reader sees half of it; it ends
     with a checksum, and one that does not fit is fetched again. Two processes that want the same
     file fetch it once. Nothing has to be closed or repaired after a crash.
-
-    Attributes:
-        folder: Shared by every process of the machine.
-        limit_bytes: Kept on disk, but for the files that are just being written.
     """
 
-    folder: Path
-    limit_bytes: int
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        """Use a folder.
+
+        Args:
+            folder: Shared by every process of the machine.
+            limit_bytes: Kept on disk, but for what was written since a process looked last: a
+                ``1 / LOOKS``-th of it for each process.
+        """
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self._unseen_bytes = limit_bytes  # What others left there.
 
     def opened(self, name: str, size: int | None, fetch: Callable[[], bytes]) -> BinaryIO:
         """A file, open for reading; it can be read even after another process has deleted it.
@@ -60,7 +63,10 @@ class DiskCache:
                 scratch.write_bytes(content + _checksum(content))
             file = scratch.open("rb")
             scratch.replace(path)
-        self._make_room(path)
+        self._unseen_bytes += len(content)
+        if self._unseen_bytes * LOOKS >= self.limit_bytes:
+            self._unseen_bytes = 0
+            self._make_room(path)
         return file
 
     def content(self, name: str, fetch: Callable[[], bytes]) -> bytes:
