@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rich.table import Table
 from atdiff_core.data.sources import mnist_digits
 from atdiff_core.data.writing import write_shards
 from atdiff_core.metrics.evaluation import EvaluationConfig
+from atdiff_core.metrics.features import feature_network
 from atdiff_core.networks import UNet
 from atdiff_core.optimization import Optimization
 from atdiff_core.samplers import Sampler
@@ -149,6 +151,7 @@ class Harness:
     def __init__(self, work: Path, kind: str = "sqlite") -> None:
         """``kind`` of storage: ``sqlite`` or ``journal``."""
         torch.set_num_threads(1)
+        _preload()
         self._work, self._kind = work, kind
         self._shards = work / "digits"
         for _ in write_shards(mnist_digits(), self._shards, [8], image_channels=1):
@@ -203,6 +206,14 @@ class Harness:
 
     def _storage(self, root: Path) -> str | None:
         return f"journal:///{root / 'study.log'}" if self._kind == "journal" else None
+
+
+def _preload() -> None:
+    """Load here what every fork would load for itself."""
+    for module in ("mlflow.store.tracking.sqlalchemy_store", "alembic.command", "pipeline.report.page"):
+        import_module(module)
+    feature_network("efflite0_64")
+    UNet(resolution=8, channels=(8, 16)).build()
 
 
 def _prepare(root: Path, space: Space) -> None:

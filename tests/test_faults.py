@@ -6,13 +6,7 @@ from benchmarks.fault_moments import MOMENTS, Moment, _owner
 from benchmarks.faults import Harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-CHEAP = (
-    "after ask, before the key",
-    "after a report, before its decision",
-    "during a checkpoint",
-    "after the result, before tell",
-    "in the middle of MLflow's copy",
-)
+CHEAP = ("after ask, before the key", "during a checkpoint", "after the result, before tell")
 
 
 @pytest.fixture(scope="module")

@@ -77,13 +77,12 @@ def test_every_searcher_proposes_the_same_again_after_an_interruption(tmp_path: 
 
 def test_a_model_finds_the_best_radius_and_random_search_does_not_try_to(tmp_path: Path) -> None:
     found = {}
-    for searcher in ("gp", "tpe", "random"):
-        space = tiny_space(tmp_path, trials=18, searcher=searcher, name=searcher)
-        late = [each for each in run(opened(space, tmp_path)) if each.role == "search"][12:]
+    for searcher in ("gp", "random"):
+        space = tiny_space(tmp_path, trials=15, searcher=searcher, name=searcher)
+        late = [each for each in run(opened(space, tmp_path)) if each.role == "search"][10:]
         radii = [each.config.train.perturbation.ball.radius for each in late]
         found[searcher] = float(np.median([abs(math.log(radius / 0.03)) for radius in radii]))
-    assert found["gp"] < 0.5
-    assert found["tpe"] < found["random"]
+    assert found["gp"] < 0.5 < found["random"]
 
 
 def test_auto_is_a_process_for_few_trials_and_estimators_for_many_or_branches(tmp_path: Path) -> None:
@@ -144,9 +143,9 @@ def test_branches_that_do_not_fit_together_are_refused(domains: object, message:
 
 def test_points_outside_the_constraints_are_drawn_again_and_never_run(tmp_path: Path) -> None:
     domains = RawDomains(alpha=log_range(0.01, 1.0), eta=log_range(0.1, 10.0), norm=choice("l2"))
-    space = tiny_space(tmp_path, domains=domains, constraints=Constraints(min_reach=0.5, max_reach=4.0), trials=15)
+    space = tiny_space(tmp_path, domains=domains, constraints=Constraints(min_reach=0.5, max_reach=4.0), trials=8)
     done = [each for each in run(opened(space, tmp_path)) if each.role == "search"]
-    assert len(done) == 15
+    assert len(done) == 8
     assert all(0.5 <= each.config.train.perturbation.reach <= 4.0 for each in done)
     study = optuna.load_study(study_name="tiny/8px", storage=f"sqlite:///{tmp_path / 'study.db'}")
     outside = [trial for trial in study.trials if "key" not in trial.user_attrs]
