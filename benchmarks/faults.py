@@ -238,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for moment in chosen:
             for seed in range(given.seeds):
                 verdicts.append(harness.verdict(moment, seed))
-                for complaint in verdicts[-1].complaints:
-                    print(f"{moment.name}, seed {seed}: {complaint}", flush=True)
+                said = "; ".join(verdicts[-1].complaints) or "killed, and whole again"
+                print(f"{moment.name}, seed {seed}: {said}", flush=True)
     table = Table("moment of death", "kills", "whole again", title=f"{machine_line()}; {given.storage}")
     for moment in chosen:
         here = [verdict for verdict in verdicts if verdict.moment is moment]
