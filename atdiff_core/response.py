@@ -173,17 +173,23 @@ class _Trials:
         if num_etas < min_etas:
             counts = f"{len(ordered)} trials at {num_etas}"
             raise ValueError(f"a response needs {min_etas} different eta or more, got {counts}: search more strengths")
-        log_eta, seeds = np.log([one.eta for one in ordered]), np.array([one.seed for one in ordered])
+        log_eta = np.log([one.eta for one in ordered])
         effect = np.array([one.effect for one in ordered])
         between_neighbours = float(np.median(np.abs(np.diff(effect)))) / (0.6745 * math.sqrt(2))
         threshold = max(0.1, 3 * between_neighbours)
         centre, half_range = (log_eta[0] + log_eta[-1]) / 2, (log_eta[-1] - log_eta[0]) / 2
-        covariance = np.diag([1 / one.weight for one in ordered]) + (seeds[:, None] == seeds[None, :])
+        covariance = control_covariance(ordered)
         u = (log_eta - centre) / half_range
         return cls(u, tame(effect, threshold), covariance, threshold, float(centre), float(half_range))
 
     def log_eta(self, u: Array) -> Array:
         return np.asarray(self.centre + self.half_range * u)
+
+
+def control_covariance(observations: Sequence[Observation]) -> Array:
+    """Covariance of effects in units of the noise: own noise / weight, and the shared error of each seed's control."""
+    seeds = np.array([one.seed for one in observations])
+    return np.asarray(np.diag([1 / one.weight for one in observations]) + (seeds[:, None] == seeds[None, :]))
 
 
 def _quadratic(u: Array) -> Array:
@@ -226,23 +232,24 @@ def _fit_bend(trials: _Trials, size: float, length: float) -> tuple[float, Array
         2.45: a process with basis functions under a vague prior.
     """
     u = trials.u
-    root = np.linalg.cholesky(trials.covariance + _kernel(u, u, size, length))
+    root = np.linalg.cholesky(trials.covariance + matern(u, u, size, length))
     target = np.linalg.solve(root, trials.tamed)
     design = np.linalg.solve(root, _quadratic(u))
-    cross = np.linalg.solve(root, _kernel(u, grid, size, length))
+    cross = np.linalg.solve(root, matern(u, grid, size, length))
     information = design.T @ design
     inverse = np.linalg.inv(information)
     coefficients = inverse @ (design.T @ target)
     residual = target - design @ coefficients
     unexplained = _quadratic(grid) - cross.T @ design
     mean = _quadratic(grid) @ coefficients + cross.T @ residual
-    covariance = _kernel(grid, grid, size, length) - cross.T @ cross + unexplained @ inverse @ unexplained.T
+    covariance = matern(grid, grid, size, length) - cross.T @ cross + unexplained @ inverse @ unexplained.T
     squares = float(residual @ residual) + noise_guess**2
     log_determinant = 2 * float(np.log(np.diag(root)).sum()) + float(np.linalg.slogdet(information)[1])
     return -(log_determinant + (len(u) - 2) * math.log(squares)) / 2, mean, covariance, squares
 
 
-def _kernel(left: Array, right: Array, size: float, length: float) -> Array:
+def matern(left: Array, right: Array, size: float, length: float) -> Array:
+    """Matern 5/2 covariance between two sets of points."""
     distance = math.sqrt(5) * np.abs(left[:, None] - right[None, :]) / length
     return np.asarray(size**2 * (1 + distance + distance**2 / 3) * np.exp(-distance))
 

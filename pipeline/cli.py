@@ -9,12 +9,14 @@ from typing import NoReturn
 import typer
 
 from pipeline.commands import (
+    analysis,
     checkpoints,
     comparisons,
     data,
     evaluation,
     inspect,
     jobs,
+    laws,
     mismatch,
     networks,
     planning,
@@ -53,8 +55,9 @@ app.command("compare")(comparisons.compare)
 app.command("submit")(jobs.submit)
 app.command("jobs")(jobs.jobs)
 app.command("stop")(jobs.stop)
-app.command("law")(studies.law)
+app.command("law")(laws.law)
 app.command("report")(studies.report)
+app.command("analyse")(analysis.analyse)
 app.command("ui")(inspect.ui)
 app.command("serve")(services.serve)
 app.command("sync")(services.sync)

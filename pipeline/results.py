@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import mean, stdev
 
 from atdiff_core.balls import Norm
@@ -15,6 +16,8 @@ from atdiff_core.response import Observation, Response, fit_response
 from pipeline.records import Role, TrialRecord, load_records
 from pipeline.workspace import Workspace
 from search_spaces.space import Space
+
+STOPPED_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,21 @@ def compared(pairs: Iterable[tuple[float, float]]) -> Comparison | None:
         return None
     error = stdev(effects) / math.sqrt(len(effects)) if len(effects) > 1 else math.nan
     return Comparison(mean(effects), error, len(effects))
+
+
+@dataclass(frozen=True)
+class TrialEffect:
+    """An adversarial trial against its replay control.
+
+    Attributes:
+        effect: log(metric / control's metric) after the most passes at which both were judged.
+        weight: Relative precision; a trial that was stopped early counts half.
+    """
+
+    perturbation: FreeAT
+    effect: float
+    seed: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -102,16 +120,24 @@ class StudyResult:
         return math.log(ours[latest] / theirs[_nearest(theirs, latest)])
 
     @cached_property
-    def observations(self) -> list[Observation]:
-        """Effects of the adversarial trials in this norm against their replay controls."""
+    def effects_in_norm(self) -> list[TrialEffect]:
+        """Adversarial trials in this norm that have a replay control."""
         seen = []
         for trial in self.of_role("search", "repeat"):
             perturbation = trial.assignment.config.train.perturbation
             effect = self.effect(trial)
             if effect is not None and isinstance(perturbation, FreeAT) and perturbation.ball.norm == self.norm:
-                weight = 1.0 if trial.status == "complete" else 0.5
-                seen.append(Observation(perturbation.ball.radius, effect, trial.seed, weight))
+                weight = 1.0 if trial.status == "complete" else STOPPED_WEIGHT
+                seen.append(TrialEffect(perturbation, effect, trial.seed, weight))
         return seen
+
+    @cached_property
+    def observations(self) -> list[Observation]:
+        """The same, against the radius."""
+        return [
+            Observation(each.perturbation.ball.radius, each.effect, each.seed, each.weight)
+            for each in self.effects_in_norm
+        ]
 
     @cached_property
     def response(self) -> Response | None:
@@ -159,7 +185,7 @@ class SweepResult:
     def law(self) -> PowerLaw | LawRefused:
         """The power law eta*(D), or why the data do not carry one."""
         rungs = [
-            Rung(study.resolution, study.dimension, study.response.optimum)
+            Rung(f"{study.resolution} px", study.dimension, study.response.optimum)
             for study in self.studies
             if study.response is not None
         ]
@@ -192,6 +218,13 @@ def load_result(workspace: Workspace) -> SweepResult:
             studies.append(StudyResult(resolution, space.dimension(resolution), bases[0], trials, norm))
     leading = _leading_norm(studies, space.domains.norms())
     return SweepResult(space, tuple(replace(study, norm=leading) for study in studies))
+
+
+def load_sweep(folder: Path) -> SweepResult:
+    """The same from a sweep's folder; raises ``ValueError`` where there is none."""
+    if not (folder / "sweep.json").is_file():
+        raise ValueError(f"there is no sweep in {folder}; a sweep's folder holds a sweep.json")
+    return load_result(Workspace(folder.parent, folder.name))
 
 
 def _leading_norm(studies: list[StudyResult], norms: tuple[Norm, ...]) -> Norm:

@@ -33,7 +33,7 @@ def ladder(
     """Rungs exactly on eta* = factor * D^exponent."""
     dimensions = [3 * resolution**2 for resolution in resolutions]
     return [
-        Rung(resolution, dimension, optimum_at(factor * dimension**exponent, log_std=log_std))
+        Rung(f"{resolution} px", dimension, optimum_at(factor * dimension**exponent, log_std=log_std))
         for resolution, dimension in zip(resolutions, dimensions, strict=True)
     ]
 
@@ -44,7 +44,7 @@ def test_an_exact_power_law_gives_its_exact_exponent(exponent: float, log_std: f
     law = fit_power_law(ladder(exponent, log_std=log_std))
     assert law.exponent == pytest.approx(exponent, abs=1e-9)
     assert law.exponent_low < exponent < law.exponent_high
-    assert law.predict(3 * 64**2).eta == pytest.approx((3 * 64**2) ** exponent)
+    assert law.predict(3 * 64**2).value == pytest.approx((3 * 64**2) ** exponent)
 
 
 def test_scaling_every_eta_leaves_the_exponent_and_scales_the_prediction() -> None:
@@ -79,7 +79,7 @@ def test_one_hypothesis_is_rejected_alike_in_amplitude_and_in_raw_norm() -> None
 def test_a_prediction_is_wider_the_farther_it_reaches() -> None:
     law = fit_power_law(ladder(-0.3))
     near, far = law.predict(3 * 64**2), law.predict(3 * 512**2)
-    assert near.low < near.eta < near.high
+    assert near.low < near.value < near.high
     assert far.high / far.low > near.high / near.low > 1
 
 
@@ -87,7 +87,7 @@ def test_an_uncertain_rung_weighs_less() -> None:
     exact = ladder(0.0, resolutions=(8, 16, 32, 64))
     last = exact[-1]
     sure, unsure = (
-        fit_power_law([*exact[:-1], Rung(last.resolution, last.dimension, optimum_at(2.0, log_std=log_std))])
+        fit_power_law([*exact[:-1], Rung(last.name, last.scale, optimum_at(2.0, log_std=log_std))])
         for log_std in (0.05, 1.0)
     )
     assert 0 < unsure.exponent < sure.exponent / 2
@@ -96,8 +96,7 @@ def test_an_uncertain_rung_weighs_less() -> None:
 def test_rungs_off_the_line_widen_the_interval() -> None:
     on_line = ladder(0.0, resolutions=(8, 16, 32, 64))
     zigzag = [
-        Rung(rung.resolution, rung.dimension, optimum_at(math.exp(0.6 * (-1) ** index)))
-        for index, rung in enumerate(on_line)
+        Rung(rung.name, rung.scale, optimum_at(math.exp(0.6 * (-1) ** index))) for index, rung in enumerate(on_line)
     ]
     straight, crooked = fit_power_law(on_line), fit_power_law(zigzag)
     assert crooked.scatter > 2 * straight.scatter
@@ -106,7 +105,7 @@ def test_rungs_off_the_line_widen_the_interval() -> None:
 
 def test_each_rung_left_out_of_an_exact_law_is_predicted_exactly() -> None:
     law = fit_power_law(ladder(-0.4))
-    assert [left_out.resolution for left_out in law.leave_one_out] == [8, 16, 32]
+    assert [left_out.name for left_out in law.leave_one_out] == ["8 px", "16 px", "32 px"]
     for left_out in law.leave_one_out:
         assert left_out.predicted == pytest.approx(left_out.actual)
         assert left_out.inside
@@ -114,41 +113,41 @@ def test_each_rung_left_out_of_an_exact_law_is_predicted_exactly() -> None:
 
 def test_a_rung_far_off_the_law_of_the_others_falls_outside() -> None:
     rungs = ladder(0.0, resolutions=(8, 16, 32, 64))
-    rungs[2] = Rung(32, rungs[2].dimension, optimum_at(8.0))
-    outside = {left_out.resolution for left_out in fit_power_law(rungs).leave_one_out if not left_out.inside}
-    assert 32 in outside
+    rungs[2] = Rung("32 px", rungs[2].scale, optimum_at(8.0))
+    outside = {left_out.name for left_out in fit_power_law(rungs).leave_one_out if not left_out.inside}
+    assert "32 px" in outside
 
 
 def test_fewer_than_three_optima_are_refused_with_the_reasons_and_a_way_out() -> None:
     rungs = ladder(-0.3)
-    rungs[1] = Rung(16, rungs[1].dimension, optimum_at(1.0, verdict="falling"))
+    rungs[1] = Rung("16 px", rungs[1].scale, optimum_at(1.0, verdict="falling"))
     with pytest.raises(
-        LawRefused, match="at 3 resolutions or more, found at: 8, 32; no optimum at 16: falling"
+        LawRefused, match="at 3 rungs of the ladder or more, found at: 8 px, 32 px; no optimum at 16 px: falling"
     ) as error:
         fit_power_law(rungs)
-    assert "way out: widen the eta range" in str(error.value)
+    assert "way out: widen the range searched" in str(error.value)
     with pytest.raises(LawRefused, match="found at: none"):
         fit_power_law([])
 
 
 def test_rungs_without_an_optimum_are_named_beside_the_law() -> None:
     rungs = ladder(-0.3, resolutions=(8, 16, 32, 64))
-    rungs[0] = Rung(8, rungs[0].dimension, optimum_at(1.0, verdict="flat"))
+    rungs[0] = Rung("8 px", rungs[0].scale, optimum_at(1.0, verdict="flat"))
     law = fit_power_law(rungs)
-    assert [rung.resolution for rung in law.rungs] == [16, 32, 64]
-    assert law.without_optimum == ("8: flat, made for a test",)
+    assert [rung.name for rung in law.rungs] == ["16 px", "32 px", "64 px"]
+    assert law.without_optimum == ("8 px: flat, made for a test",)
 
 
-def test_two_rungs_of_one_dimension_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"each dimension may appear once, got \[192, 192, 768, 3072\]"):
+def test_two_rungs_of_one_scale_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"each scale may appear once, got 192, 192, 768, 3072"):
         fit_power_law([*ladder(0.0), ladder(0.0)[0]])
 
 
 def test_impossible_dimensions_and_norms_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be >= 1, got 8 and 0"):
-        Rung(8, 0, optimum_at(1.0))
+    with pytest.raises(ValueError, match="a scale must be > 0 and finite, got 0 at 8 px"):
+        Rung("8 px", 0, optimum_at(1.0))
     law = fit_power_law(ladder(0.0))
-    with pytest.raises(ValueError, match="dimension must be >= 1 element, got 0"):
+    with pytest.raises(ValueError, match="a prediction needs a scale > 0, got 0"):
         law.predict(0)
     with pytest.raises(ValueError, match="norm must be one of l1, l2, linf, got 'l3'"):
         law.raw_exponent("l3")  # type: ignore[arg-type]
@@ -171,7 +170,7 @@ def simulated_ladder(rng: np.random.Generator, *, num_rungs: int, exponent: floa
         trials += [
             Observation(float(np.exp(x)), float(effect), 1) for x, effect in zip(log_eta[leaders], second, strict=True)
         ]
-        rungs.append(Rung(resolution, 3 * resolution**2, fit_response(trials, draws=500).optimum))
+        rungs.append(Rung(f"{resolution} px", 3 * resolution**2, fit_response(trials, draws=500).optimum))
     return rungs
 
 

@@ -9,11 +9,13 @@ from rich.console import Console
 from synthetic_sweep import SyntheticSweep, Truth, write_sweep
 
 from atdiff_core.laws import LawRefused, PowerLaw
+from pipeline.noise import study_noise
 from pipeline.report.comparisons import pooled
 from pipeline.report.page import write_figures, write_report
 from pipeline.report.response_figure import response_figure
 from pipeline.report.summary import law_json, law_metrics, print_summary
-from pipeline.results import SweepResult, load_result
+from pipeline.report.wording import certainties, noise_sentence
+from pipeline.results import Comparison, SweepResult, load_result
 from pipeline.workspace import Workspace
 from search_spaces.demo import space as demo
 
@@ -55,7 +57,7 @@ def test_the_known_exponent_and_prediction_lie_in_their_intervals(result: SweepR
     assert law.exponent == pytest.approx(TRUTH.exponent, abs=0.1)
     assert law.exponent_low <= TRUTH.exponent <= law.exponent_high
     at = law.predict(result.space.dimension(result.space.predict_at))
-    assert at.low <= TRUTH.best_eta(at.dimension) <= at.high
+    assert at.low <= TRUTH.best_eta(round(at.scale)) <= at.high
 
 
 def test_the_page_shows_headline_resolutions_and_every_trial(page: str, result: SweepResult) -> None:
@@ -182,3 +184,27 @@ def test_the_headline_leaves_out_the_seed_that_chose_the_leaders(result: SweepRe
     assert fresh.seeds == len(result.studies) * (result.space.replication.seeds - 1)
     assert chosen.seeds == len(result.studies)
     assert chosen.effect != fresh.effect
+
+
+def test_verdicts_that_are_read_together_are_adjusted_for_each_other() -> None:
+    doubtful = Comparison(-0.1, 0.1 / 2.6, 10)  # p = 0.029 on its own
+    (alone,) = certainties([doubtful])
+    together = certainties([doubtful, replace(doubtful, effect=0.0), replace(doubtful, effect=0.01)])
+    assert alone.endswith(": better")
+    assert all(words.endswith(": not told apart") for words in together)
+
+
+def test_the_noise_of_repeated_trials_is_told_by_its_sources(result: SweepResult) -> None:
+    for study in result.studies:
+        noise = study_noise(study)
+        assert noise is not None
+        assert noise.seeds == result.space.replication.seeds
+        assert noise.residual_low <= TRUTH.noise <= noise.residual_high
+        assert "seeds to be seen (power 80 %)" in noise_sentence(study)
+
+
+def test_a_single_seed_says_nothing_about_noise(tmp_path: Path) -> None:
+    workspace = write_sweep(tmp_path, ladder=(8,), replication=demo.replication.but(seeds=1))
+    (study,) = load_result(workspace).studies
+    assert study_noise(study) is None
+    assert noise_sentence(study) == ""

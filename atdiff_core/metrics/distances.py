@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from atdiff_core.metrics.standard_errors import FrechetError, kernel_error
+
 KERNEL_SUBSETS = 6
 
 
@@ -32,11 +34,15 @@ class Distances:
         kernel: Squared maximum mean discrepancy with the cubic polynomial kernel (KID);
             unbiased, may be slightly negative.
         kernel_std: Standard deviation of the kernel distance over its subsets.
+        frechet_se: Standard error of the Fréchet distance over other samples of the same network.
+        kernel_se: The same of the kernel distance.
     """
 
     frechet: float
     kernel: float
     kernel_std: float
+    frechet_se: float
+    kernel_se: float
 
 
 class DistanceMeter:
@@ -53,6 +59,7 @@ class DistanceMeter:
             sync_on_compute=False,  # Rank 0 judges alone; the other ranks would be waited for in vain.
         )
         self._frechet.update(reference.double(), real=True)
+        self._frechet_error = FrechetError(reference)
 
     def __call__(self, generated: Tensor) -> Distances:
         """Distances of generated features ``[images, num_features]``; a function of them alone."""
@@ -61,7 +68,8 @@ class DistanceMeter:
         self._frechet.reset()
         self._frechet.update(generated.double(), real=False)
         kernel, kernel_std = self._kernel(generated)
-        return Distances(float(self._frechet.compute()), kernel, kernel_std)
+        errors = self._frechet_error(generated), kernel_error(generated, self._reference)
+        return Distances(float(self._frechet.compute()), kernel, kernel_std, *errors)
 
     def _kernel(self, generated: Tensor) -> tuple[float, float]:
         subset = min(len(generated), len(self._reference), 1000)

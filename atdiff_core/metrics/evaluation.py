@@ -208,6 +208,8 @@ class Evaluator:
             names["frechet"]: distances.frechet,
             names["kernel"]: distances.kernel,
             f"{names['kernel']}_std": distances.kernel_std,
+            f"{names['frechet']}_se": distances.frechet_se,
+            f"{names['kernel']}_se": distances.kernel_se,
         }
         if self.config.full:
             coverage = precision_recall(features, self._reference)

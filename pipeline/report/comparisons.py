@@ -46,6 +46,15 @@ def interval(comparison: Comparison) -> tuple[float, float] | None:
     return comparison.effect - half, comparison.effect + half
 
 
+def p_value(comparison: Comparison) -> float:
+    """Chance of a mean effect at least as far from zero without any (Student's t); NaN with a single pair."""
+    if comparison.seeds < 2:
+        return math.nan
+    if comparison.std_error == 0:
+        return 1.0 if comparison.effect == 0 else 0.0
+    return 2 * float(student_t.sf(abs(comparison.effect / comparison.std_error), comparison.seeds - 1))
+
+
 def adversarial(study: StudyResult) -> list[TrialRecord]:
     """Search trials and their repetitions, in order of eta."""
     trials = study.of_role("search", "repeat")

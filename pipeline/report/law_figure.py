@@ -60,19 +60,19 @@ def _draw_law(axes: Axes, result: SweepResult, law: PowerLaw) -> None:
     along = [law.predict(int(dimension)) for dimension in dimensions]
     sides = np.sqrt(dimensions / space.network.image_channels)
     axes.fill_between(sides, [p.low for p in along], [p.high for p in along], color=BLUE, alpha=0.12, linewidth=0)
-    axes.plot(sides, [p.eta for p in along], color=BLUE, label="fitted law, 95 % band for a new resolution")
+    axes.plot(sides, [p.value for p in along], color=BLUE, label="fitted law, 95 % band for a new resolution")
     at = law.predict(space.dimension(space.predict_at))
     axes.errorbar(
         [space.predict_at],
-        [at.eta],
-        [[at.eta - at.low], [at.high - at.eta]],
+        [at.value],
+        [[at.value - at.low], [at.high - at.value]],
         fmt="D",
         color=VERMILLION,
         capsize=4,
         label=f"predicted at {space.predict_at} px",
         zorder=4,
     )
-    _beside(axes, space.predict_at, at.eta, number(at.eta), VERMILLION)
+    _beside(axes, space.predict_at, at.value, number(at.value), VERMILLION)
 
 
 def _draw_study(axes: Axes, study: StudyResult, middle: float) -> None:

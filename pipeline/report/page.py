@@ -102,8 +102,8 @@ def _prediction(result: SweepResult) -> dict[str, str]:
     if not isinstance(result.law, PowerLaw):
         return {}
     at = result.law.predict(result.space.dimension(result.space.predict_at))
-    raw = tables.raw_etas(result.space, at.eta, at.dimension)
+    raw = tables.raw_etas(result.space, at.value, round(at.scale))
     return {
-        "eta": f"{wording.number(at.eta)} ({wording.number(at.low)} to {wording.number(at.high)})",
+        "eta": f"{wording.number(at.value)} ({wording.number(at.low)} to {wording.number(at.high)})",
         "raw": ", ".join(f"{norm} {wording.number(value)}" for norm, value in raw.items()),
     }

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from atdiff_core.perturbations import FreeAT
+from atdiff_core.variance import NoiseBudget
+from pipeline.noise import study_noise
 from pipeline.records import TrialRecord
 from pipeline.report.comparisons import adversarial, against_replay, controls_of, eta_of
 from pipeline.report.drawing import (
@@ -52,7 +54,7 @@ def response_figure(study: StudyResult) -> Figure:
     log_x(axes, min(etas), max(etas))
     axes.set_ylim(bottom, top)
     _draw_posterior(axes, study)
-    _draw_controls(axes, plain, random)
+    _draw_controls(axes, plain, random, study_noise(study))
     _draw_trials(axes, points, top)
     _mark_dead_radii(axes, points)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
@@ -122,8 +124,12 @@ def _draw_posterior(axes: Axes, study: StudyResult) -> None:
         axes.axvline(best.eta, color=GREEN, linewidth=1.4)
 
 
-def _draw_controls(axes: Axes, plain: list[float], random: dict[float, list[float]]) -> None:
+def _draw_controls(axes: Axes, plain: list[float], random: dict[float, list[float]], noise: NoiseBudget | None) -> None:
     axes.axhline(0, color=BLACK, linewidth=1.2, linestyle="--", label="replay control (0)")
+    if noise is not None:
+        by_chance = 1.96 * noise.paired_error(1)
+        low, high = (_per_cent(edge) for edge in (-by_chance, by_chance))
+        axes.axhspan(low, high, color=BLACK, alpha=0.06, linewidth=0, label="one pair without an effect, 95 %")
     if plain:
         colour = ROLE_COLOURS["plain"]
         axes.axhspan(min(plain), max(plain), color=colour, alpha=0.15, linewidth=0)

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from atdiff_core.laws import PowerLaw
+from pipeline.noise import study_noise
 from pipeline.report.comparisons import interval
 from pipeline.report.tables import law_rows, raw_etas
 from pipeline.report.wording import (
@@ -59,7 +60,7 @@ def law_metrics(result: SweepResult) -> dict[str, float]:
         law = result.law
         at = law.predict(result.space.dimension(result.space.predict_at))
         metrics |= {"exponent": law.exponent, "exponent_low": law.exponent_low, "exponent_high": law.exponent_high}
-        metrics |= {"predicted_eta": at.eta, "predicted_eta_low": at.low, "predicted_eta_high": at.high}
+        metrics |= {"predicted_eta": at.value, "predicted_eta_low": at.low, "predicted_eta_high": at.high}
     return metrics
 
 
@@ -79,7 +80,7 @@ def law_json(result: SweepResult) -> dict[str, Any]:
 
 def _law(law: PowerLaw, space: Space) -> dict[str, Any]:
     at = law.predict(space.dimension(space.predict_at))
-    raw = raw_etas(space, at.eta, at.dimension)
+    raw = raw_etas(space, at.value, round(at.scale))
     return {
         "exponent": law.exponent,
         "exponent_low": law.exponent_low,
@@ -87,9 +88,17 @@ def _law(law: PowerLaw, space: Space) -> dict[str, Any]:
         "intercept": law.intercept,
         "scatter": law.scatter,
         "raw_exponents": {"l2": law.raw_exponent("l2"), "l1": law.raw_exponent("l1"), "linf": law.raw_exponent("linf")},
-        "prediction": {"resolution": space.predict_at, **asdict(at), "eta_raw": raw},
-        "hypotheses": [{"says": says, "exponent": e, "rejected": rejected} for says, e, rejected in hypotheses(law)],
+        "prediction": {
+            "resolution": space.predict_at,
+            "dimension": round(at.scale),
+            "eta": at.value,
+            "low": at.low,
+            "high": at.high,
+            "eta_raw": raw,
+        },
+        "hypotheses": [asdict(hypothesis) for hypothesis in hypotheses(law)],
         "leave_one_out": [asdict(left) for left in law.leave_one_out],
+        "leave_one_out_error": law.leave_one_out_error,
         "without_optimum": list(law.without_optimum),
     }
 
@@ -107,6 +116,9 @@ def _study(study: StudyResult, space: Space) -> dict[str, Any]:
         names = ("eta", "low", "high", "log_std", "effect", "effect_low", "effect_high")
         content |= {name: getattr(best, name) for name in names}
         content["eta_raw"] = raw_etas(space, best.eta, study.dimension)
+    noise = study_noise(study)
+    if noise is not None:
+        content["noise"] = {name: None if math.isnan(value) else value for name, value in asdict(noise).items()}
     if study.leader is not None:
         content["leader"] = study.leader.key
         for role in ("replay", "plain", "random"):

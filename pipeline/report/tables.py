@@ -10,7 +10,7 @@ from atdiff_core.balls import BALLS
 from atdiff_core.perturbations import FreeAT, RandomPerturbation
 from pipeline.records import Role, TrialRecord
 from pipeline.report.comparisons import adversarial, against_replay, eta_of, family
-from pipeline.report.wording import certainty, number, percent, reason_of, verdict_words
+from pipeline.report.wording import certainties, number, percent, reason_of, verdict_words
 from pipeline.results import Comparison, StudyResult, SweepResult
 from pipeline.workspace import machine
 from search_spaces.domains import Choice, Domain
@@ -128,22 +128,23 @@ def control_rows(study: StudyResult) -> list[ControlRow]:
     if leader is None:
         return []
     names: dict[str, Role] = {"plain": "plain", "random": "random", "leader": "search"}
-    rows = []
+    known: list[tuple[str, str, Comparison]] = []
     for name, role in names.items():
         pairs = against_replay(study, leader, role)
         if pairs is not None:
             metric = sum(ours for ours, _ in pairs.pairs) / len(pairs.pairs)
-            rows.append(_control_row(f"{name} against replay", number(metric), pairs.comparison))
+            known.append((f"{name} against replay", number(metric), pairs.comparison))
     for role in ("plain", "random"):
         comparison = study.against(leader, role)
         if comparison is not None:
-            rows.append(_control_row(f"leader against {role}", UNKNOWN, comparison))
-    return rows
+            known.append((f"leader against {role}", UNKNOWN, comparison))
+    verdicts = certainties([comparison for _, _, comparison in known])
+    return [_control_row(*row, verdict) for row, verdict in zip(known, verdicts, strict=True)]
 
 
-def _control_row(name: str, metric: str, comparison: Comparison) -> ControlRow:
+def _control_row(name: str, metric: str, comparison: Comparison, verdict: str) -> ControlRow:
     error = UNKNOWN if comparison.seeds < 2 else f"{100 * comparison.std_error:.1f} %"
-    return ControlRow(name, metric, percent(comparison.effect), error, str(comparison.seeds), certainty(comparison))
+    return ControlRow(name, metric, percent(comparison.effect), error, str(comparison.seeds), verdict)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """Results in plain words, each number with its uncertainty."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from atdiff_core.balls import Norm
 from atdiff_core.laws import LawRefused, PowerLaw, min_rungs
 from atdiff_core.response import min_etas
+from pipeline.effects import LEVEL, holm
+from pipeline.noise import study_noise
 from pipeline.records import Role
-from pipeline.report.comparisons import interval, pooled
+from pipeline.report.comparisons import interval, p_value, pooled
 from pipeline.results import Comparison, StudyResult, SweepResult
 
 NO_OPTIMUM = {
@@ -29,6 +33,10 @@ def number(value: float) -> str:
 
 def between(low: float, high: float) -> str:
     return f"95 %: {number(low)} to {number(high)}"
+
+
+def p_text(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def exponent_of(law: PowerLaw) -> str:
@@ -105,8 +113,8 @@ def law_sentence(result: SweepResult) -> str:
     return (
         f"The best strength{_in_norm(result)} follows η* ∝ D^b with b = {exponent_of(law)}, "
         f"fitted to {len(law.rungs)} of {len(result.space.ladder)} resolutions. "
-        f"At {result.space.predict_at} px (D = {at.dimension:,}) it predicts "
-        f"η* = {number(at.eta)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
+        f"At {result.space.predict_at} px (D = {at.scale:,.0f}) it predicts "
+        f"η* = {number(at.value)} ({between(at.low, at.high)}), an amplitude per element.{zero}"
     )
 
 
@@ -142,23 +150,58 @@ def controls_sentence(result: SweepResult) -> str:
     }
     fresh = any(trial.assignment.role == "repeat" and trial.status == "complete" for trial in result.trials)
     seeds = "on seeds that did not choose them" if fresh else "on the seed that chose them, which flatters them"
-    parts = []
-    for role, name in names.items():
-        comparison = pooled(result, role, fresh_seeds=fresh)
-        if comparison is not None:
-            parts.append(f"{percent(comparison.effect)} against {name} ({certainty(comparison)})")
-    if not parts:
+    all_pooled = {name: pooled(result, role, fresh_seeds=fresh) for role, name in names.items()}
+    known = {name: comparison for name, comparison in all_pooled.items() if comparison is not None}
+    if not known:
         return "No trial has been judged together with its controls yet."
-    return f"The leading trials, {seeds}, averaged over resolutions: {'; '.join(parts)}."
+    verdicts = certainties(list(known.values()))
+    parts = [
+        f"{percent(comparison.effect)} against {name} ({verdict})"
+        for (name, comparison), verdict in zip(known.items(), verdicts, strict=True)
+    ]
+    text = f"The leading trials, {seeds}, averaged over resolutions: {'; '.join(parts)}."
+    return text + (f" {FAMILY_RATE}" if any(comparison.seeds > 1 for comparison in known.values()) else "")
 
 
-def certainty(comparison: Comparison) -> str:
-    """Interval and verdict of a paired comparison; a single pair has neither."""
-    limits = interval(comparison)
-    if limits is None:
-        return "a single seed, no interval"
-    apart = "better" if limits[1] < 0 else "worse" if limits[0] > 0 else "not told apart"
-    return f"95 %: {percent(limits[0])} to {percent(limits[1])}, {comparison.seeds} pairs: {apart}"
+FAMILY_RATE = "Where nothing differs, 5 % of sweeps see any of these verdicts wrong (Holm)."
+
+
+def certainties(family: Sequence[Comparison]) -> list[str]:
+    """Interval and verdict of paired comparisons that are read together; a single pair has neither.
+
+    The intervals are each its own, 95 %. The verdicts are adjusted for each other (Holm): the chance of any false one
+    among them is 5 %.
+    """
+    words = []
+    for comparison, p in zip(family, holm([p_value(each) for each in family]), strict=True):
+        limits = interval(comparison)
+        if limits is None:
+            words.append("a single seed, no interval")
+            continue
+        apart = "not told apart" if p >= LEVEL else "better" if comparison.effect < 0 else "worse"
+        low, high = (percent(limit) for limit in limits)
+        words.append(f"95 %: {low} to {high}, {comparison.seeds} pairs, {p_text(p)}: {apart}")
+    return words
+
+
+def noise_sentence(study: StudyResult) -> str:
+    """Where the noise of a resolution comes from, and what it takes to see through it; empty if unknown."""
+    noise = study_noise(study)
+    if noise is None:
+        return ""
+    parts = [f"{spread(noise.seed)} the seed, shared by all arms", f"{spread(noise.residual)} between arms of one seed"]
+    if not math.isnan(noise.evaluation):
+        parts[1] += f" (training {spread(noise.training)}, evaluation {spread(noise.evaluation)})"
+    needed = f"{noise.seeds_for(math.log(0.95)):,}"
+    return (
+        f"Noise of the metric, one standard deviation, from {noise.arms} arms with {noise.seeds} seeds: "
+        f"{', '.join(parts)}. With arms paired by seed a change of 5 % needs {needed} seeds to be seen (power 80 %)."
+    )
+
+
+def spread(std: float) -> str:
+    """A standard deviation of a log metric, as a relative one."""
+    return f"{100 * math.expm1(std):.1f}\N{NO-BREAK SPACE}%"
 
 
 def study_sentence(study: StudyResult) -> str:
@@ -184,12 +227,34 @@ def unfinished_sentence(result: SweepResult) -> str:
     return f"This sweep is not finished: {'; '.join(parts)}." if parts else ""
 
 
-def hypotheses(law: PowerLaw) -> list[tuple[str, float, bool]]:
-    """Exponents somebody may expect: in words, as an exponent of the amplitude, and whether it is rejected."""
+@dataclass(frozen=True)
+class Hypothesis:
+    """An exponent that somebody may expect, and what the law says about it.
+
+    Attributes:
+        says: In words.
+        exponent: Of the amplitude per element.
+        p_value: Of this hypothesis among the others (Holm): all of them together err in 5 % of sweeps.
+        rejected: Whether it is below 0.05.
+    """
+
+    says: str
+    exponent: float
+    p_value: float
+    rejected: bool
+
+
+def hypotheses(law: PowerLaw) -> list[Hypothesis]:
+    """The null exponents of the three norms, tested together."""
+    nulls = {
+        "one amplitude per element for all resolutions: raw l₂ radius ∝ √D, raw l∞ radius constant": 0.0,
+        "one raw l₂ radius for all resolutions": -0.5,
+        "one raw l₁ radius for all resolutions": -1.0,
+    }
+    adjusted = holm([law.p_value(exponent) for exponent in nulls.values()])
     return [
-        ("one amplitude per element for all resolutions: raw l₂ radius ∝ √D", 0.0, law.rejects(0)),
-        ("one raw l₂ radius for all resolutions", -0.5, law.rejects(0, "l2")),
-        ("one raw l₁ radius for all resolutions", -1.0, law.rejects(0, "l1")),
+        Hypothesis(says, exponent, p_value, p_value < LEVEL)
+        for (says, exponent), p_value in zip(nulls.items(), adjusted, strict=True)
     ]
 
 
