@@ -10,6 +10,7 @@ from atdiff_core.costs import network_costs
 from atdiff_core.samplers import Sampler
 from pipeline.calibration import Rates
 from pipeline.records import Role
+from pipeline.repetition import planned_repetitions
 from search_spaces.operation import Price
 from search_spaces.resources import worker_range
 from search_spaces.space import Space
@@ -213,7 +214,7 @@ def _rows(space: Space, rates: Mapping[int, Rates]) -> Iterator[PlannedTrials]:
         search, last = f"{resolution} px: search", f"{resolution} px: repetitions"
         yield row(search, resolution, "controls", controls * seeds, tuned)
         yield row(search, resolution, "search", space.trials, tuned, kept)
-        yield row(last, resolution, "repetitions", leaders * (2 * seeds - 1), tuned)
+        yield row(last, resolution, "repetitions", planned_repetitions(space.replication, leaders), tuned)
 
 
 def row_flops(space: Space, row: PlannedTrials) -> float:

@@ -2,7 +2,7 @@
 
 A study at one resolution runs, in this order: the controls of the search's seed, the search
 trials, the controls of further seeds, then the leaders with those seeds and a random control
-for each. Asking and telling
+for each, the worst of them rejected on the way. Asking and telling
 are idempotent by trial key: a programme opened again on the same storage goes on where the
 last one stopped, whatever killed it.
 """
@@ -15,17 +15,20 @@ from typing import Literal
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from atdiff_core.controls import random_control, replay_control
+from atdiff_core.controls import replay_control
 from atdiff_core.perturbations import FreeAT
+from pipeline.guide import Guide, SearchOutcome, Taught, effects_in
 from pipeline.halving import goes_on
-from pipeline.keyed_study import FAILURES, STAYS, KeyedStudy
+from pipeline.keyed_study import FAILURES, QUEUED, STAYS, KeyedStudy
 from pipeline.lease import Lease
 from pipeline.proposals import sampler_of, spread_points
 from pipeline.records import Assignment, rung_kpass
+from pipeline.repetition import planned_repetitions, repeated
 from pipeline.storage import open_storage, reaching_storage
 from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
+GUIDED = "guided"
 MAX_DISCARDED = 100
 """Proposals in a row that may be outside the constraints, or known, before the search is at its end."""
 Outcome = Literal["complete", "pruned", "failed"]
@@ -44,11 +47,12 @@ class StudyProgramme:
     which opens in Optuna's dashboard, and one for controls and repetitions.
     """
 
-    def __init__(self, space: Space, base: TrialConfig, storage_url: str) -> None:
+    def __init__(self, space: Space, base: TrialConfig, storage_url: str, taught: Taught | None = None) -> None:
         """Open or create the study of the base model's resolution.
 
         Args:
             storage_url: As ``open_storage`` takes it.
+            taught: What smaller resolutions showed, by norm; used where the space transfers.
 
         Raises:
             ValueError: The storage holds a study of this name for another configuration, or
@@ -58,6 +62,7 @@ class StudyProgramme:
         self._space, self._base = space, base
         self.storage_url = storage_url
         self.resolution = base.train.network.resolution
+        self._guide = Guide(space, space.dimension(self.resolution), taught or {})
         self._open(open_storage(storage_url))
 
     @reaching_storage
@@ -115,7 +120,8 @@ class StudyProgramme:
         """Trials of the whole programme if no two of them coincide."""
         replication, replay_counts = self._space.replication, self._space.domains.replay_counts()
         controls = replication.seeds * (1 + len(replay_counts))
-        return self._space.trials + controls + replication.leaders * (2 * replication.seeds - 1)
+        leaders = min(replication.leaders, self._space.trials)
+        return self._space.trials + controls + planned_repetitions(replication, leaders)
 
     @reaching_storage
     def report(self, key: str, kpass: float, metric: float) -> bool:
@@ -132,6 +138,8 @@ class StudyProgramme:
         at_rung = rung is not None and round(kpass * 1000) == round(rung * 1000)
         if not at_rung or not assignment.may_stop_early or trial.state.is_finished():
             return True
+        if str(trial.user_attrs.get(QUEUED, "")).startswith(GUIDED):
+            return True  # Put on the side of the valley for what it tells there, which takes its whole budget.
         decided = trial.user_attrs.get(STAYS)
         if decided is None:
             decided = goes_on(metric, self._rung, self._space.stopping.keep)
@@ -171,7 +179,13 @@ class StudyProgramme:
         return assignment
 
     def _enqueue_spread(self) -> None:
-        """Queue the spread of the trials asked for at the start; an extension has the searcher choose."""
+        """Queue the spread of the trials asked for at the start; an extension has the searcher choose.
+
+        A guided study queues its points one by one, when their turn comes.
+        """
+        if self._guide.guides:
+            self._search.study.set_user_attr("taught", self._guide.declaration())
+            return
         declared = self._search.study.user_attrs.get("spread")
         if declared is None:
             declared = self._space.trials
@@ -183,6 +197,7 @@ class StudyProgramme:
 
     def _sampled(self) -> Assignment | None:
         """The searcher's next trial; ``None`` where it has nothing new to propose."""
+        self._enqueue_guided()
         for _ in range(MAX_DISCARDED):
             trial, point = self._search.ask(self._space.domains.drawn)
             config = self._space.at(self._base, point, SEARCH_SEED)
@@ -195,6 +210,34 @@ class StudyProgramme:
                 return self._search.enrol(Assignment(config, "search"), trial)
         self._exhausted = True
         return None
+
+    def _enqueue_guided(self) -> None:
+        """Queue the next point: where smaller resolutions say, or in its turn one spread over the whole range."""
+        number = len(self._search.assignments)
+        norm = self._guide.norm_of(number) if self._guide.guides else None
+        if norm is not None:
+            point = self._guide.point(norm, *effects_in(norm, self._outcomes_of_search()))
+            self._search.enqueue_once([(f"{GUIDED} {number}", point)])
+        elif self._guide.guides:
+            points = spread_points(self._space, self.resolution)
+            self._search.enqueue_once([(f"spread {number}", points[number % len(points)])])
+
+    def _outcomes_of_search(self) -> Iterator[SearchOutcome]:
+        """Every search trial with its final metric and that of its replay control."""
+        for key, assignment in self._search.assignments.items():
+            perturbation = assignment.config.train.perturbation
+            control = replay_control(perturbation.steps_per_minibatch)
+            theirs = self._metric_of(self._space.trial_config(self._base, control, SEARCH_SEED).key)
+            yield perturbation, self._metric_of(key), theirs
+
+    def _metric_of(self, key: str) -> float | None:
+        """Final metric of a trial: infinite where it failed, ``None`` where it has none yet."""
+        if not self._knows(key):
+            return None
+        trial = self._find(key).trial(key)
+        if trial.state == TrialState.COMPLETE:
+            return float(trial.values[0])
+        return math.inf if trial.state.is_finished() else None
 
     def _violations(self, config: TrialConfig) -> dict[str, float]:
         perturbation = config.train.perturbation
@@ -220,14 +263,7 @@ class StudyProgramme:
         """Once the search is over: the leaders with further seeds, and their random controls."""
         if self._missing_search_trials() > 0 or self._open_keys & self._search.assignments.keys():
             return
-        for leader in self._leaders():
-            perturbation = leader.config.train.perturbation
-            for seed in self._all_seeds():
-                if seed != SEARCH_SEED:
-                    again = self._space.trial_config(self._base, perturbation, seed)
-                    yield Assignment(again, "repeat", leader.key)
-                random = self._space.trial_config(self._base, random_control(perturbation), seed)
-                yield Assignment(random, "random", leader.key)
+        yield from repeated(self._space, self._base, self._leaders(), self._all_seeds(), self._metric_of)
 
     def _leaders(self) -> list[Assignment]:
         complete = [trial for trial in self._search.trials() if trial.state == TrialState.COMPLETE]

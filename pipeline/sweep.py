@@ -1,15 +1,18 @@
 """The ladder of studies: base models, searches, the law, the report."""
 
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.budget import check_pays_for_one
-from pipeline.driver import driving, open_rung
+from pipeline.driver import Driver, Rung, driving, open_rung
+from pipeline.guide import taught_by
 from pipeline.plan import check_memory
 from pipeline.results import SweepResult, load_result
+from pipeline.side_by_side import SideBySide
 from pipeline.storage import storage_of
 from pipeline.study import StudyProgramme
 from pipeline.workspace import Workspace
@@ -58,9 +61,26 @@ def run_sweep(
     with driving(space, rungs, workspace, cpus=cpus, console=console, inline=inline, extend=extend) as driver:
         storage_url = storage_of(workspace.folder, storage, workspace.study_uri)
         driver.run_bases()
-        for rung in rungs:
-            resolution = rung.shards.resolution
-            with closing(StudyProgramme(space, rung.base, storage_url)) as study:
-                driver.run(study, f"study {resolution}px", kpass=space.finetuning.budget_kpass, resolution=resolution)
-            driver.require_complete(resolution, "search")
+        search = _side_by_side if space.side_by_side else _in_sequence
+        search(space, rungs, driver, storage_url)
     return load_result(workspace)
+
+
+def _in_sequence(space: Space, rungs: Sequence[Rung], driver: Driver, storage_url: str) -> None:
+    """One resolution after the other, each taught by those before it."""
+    for rung in rungs:
+        resolution = rung.shards.resolution
+        finished = [study for study in load_result(driver.workspace).studies if study.resolution < resolution]
+        taught = taught_by(finished, space.domains.norms()) if space.transfers else {}
+        with closing(StudyProgramme(space, rung.base, storage_url, taught)) as study:
+            driver.run(study, f"study {resolution}px", kpass=space.finetuning.budget_kpass, resolution=resolution)
+        driver.require_complete(resolution, "search")
+
+
+def _side_by_side(space: Space, rungs: Sequence[Rung], driver: Driver, storage_url: str) -> None:
+    """All resolutions at once."""
+    with ExitStack() as opened:
+        studies = [opened.enter_context(closing(StudyProgramme(space, rung.base, storage_url))) for rung in rungs]
+        driver.run(SideBySide(studies), "all studies", kpass=space.finetuning.budget_kpass)
+    for rung in rungs:
+        driver.require_complete(rung.shards.resolution, "search")

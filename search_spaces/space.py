@@ -68,7 +68,8 @@ class Replication(Config):
 
     Attributes:
         leaders: How many of the best trials are repeated.
-        seeds: Seeds each of them has in the end, the search's own included.
+        seeds: Seeds the last two of them have in the end, the search's own included. With more than two
+            leaders the worst are rejected on the way, one after the other.
     """
 
     leaders: Annotated[int, Field(ge=1)] = 2
@@ -127,6 +128,10 @@ class Space(Config):
             Parzen estimators, both after points that are spread evenly; ``random`` and ``sobol``
             learn nothing and are there to compare with. ``auto``: the process for up to 100
             trials of a space without branches, the estimators otherwise.
+        transfer: Whether finished resolutions tell the next, larger one where to search. A sweep that is to
+            test the law should not: every resolution is then searched for itself.
+        side_by_side: Whether all resolutions are searched at once, so that no worker waits; none can then
+            teach another.
         constraints: Points that are drawn again.
         retries: Attempts after the first one, where a trial crashes or its loss is not a number.
         price: Of a device's hour.
@@ -154,11 +159,19 @@ class Space(Config):
     workers: Workers = 1
     resources: Resources = Resources()
     searcher: SearcherName = "auto"
+    transfer: bool = True
+    side_by_side: bool = False
     constraints: Constraints = Constraints()
     retries: Annotated[int, Field(ge=0)] = 1
     price: Price = Price()
     budget: Budget = Budget()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _order_fits(self) -> Self:
+        if self.side_by_side and self.transfer:
+            raise ValueError("resolutions that are searched side by side teach each other nothing; set transfer=False")
+        return self
 
     @model_validator(mode="after")
     def _searcher_fits(self) -> Self:
@@ -208,6 +221,11 @@ class Space(Config):
         if self.searcher != "auto":
             return self.searcher
         return "tpe" if self.domains.conditional or self.trials > GP_TRIALS else "gp"
+
+    @property
+    def transfers(self) -> bool:
+        """Whether finished resolutions guide the next; searchers that learn nothing are not guided either."""
+        return self.transfer and self.chosen_searcher in ("gp", "tpe")
 
     def dimension(self, resolution: int) -> int:
         """Elements of one image, D."""

@@ -72,16 +72,6 @@ def sweep(
     console.print(f"[dim]{time.monotonic() - began:.0f} s in this call[/]")
 
 
-def law(folder: Finished) -> None:
-    """Print the law that a sweep taught, with its interval."""
-    from rich.console import Console
-
-    from pipeline.report.summary import print_summary
-    from pipeline.results import load_result
-
-    print_summary(load_result(workspace_in(folder)), Console())
-
-
 def report(folder: Finished) -> None:
     """Write the report of a sweep again, finished or not."""
     from rich.console import Console
