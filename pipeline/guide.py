@@ -10,11 +10,12 @@ from atdiff_core.balls import Norm
 from atdiff_core.perturbations import FreeAT, Perturbation
 from atdiff_core.response import Observation
 from atdiff_core.shared_valley import Place
-from atdiff_core.transfer import FinishedRung, TransferredSearch
+from atdiff_core.transfer import FinishedRung, TransferredSearch, num_candidates
 from pipeline.results import StudyResult, SweepResult
 from search_spaces.domains import Domain, Point, Range, ReachDomains
 from search_spaces.space import Space
 
+GOLDEN = (math.sqrt(5) - 1) / 2  # Its multiples, modulo 1, never come close to each other.
 OUTSIDE_EVERY = 4
 """Every fourth trial of a norm is spread over the whole range, whatever smaller resolutions say."""
 SearchOutcome = tuple[Perturbation, float | None, float | None]
@@ -79,14 +80,19 @@ class Guide:
         outside = number // len(self._norms) % OUTSIDE_EVERY == OUTSIDE_EVERY - 1
         return None if outside or norm not in self._searches else norm
 
-    def point(self, norm: Norm, observations: Sequence[Observation], running: Sequence[float]) -> Point:
+    def point(self, norm: Norm, number: int, observations: Sequence[Observation], running: Sequence[float]) -> Point:
         """Strength and norm of the next trial, by the names of the space.
 
         Args:
+            number: Of the trial; moves it within a candidate's width, so that no trial is one that was run already.
             observations: Finished trials of this study in the norm.
             running: Radii of those without a result.
         """
-        log_eta = self._searches[norm].next(observations, [math.log(eta) for eta in running])
+        search = self._searches[norm]
+        width = (search.log_high - search.log_low) / (num_candidates - 1)
+        aside = width * ((number + 1) * GOLDEN % 1 - 0.5)
+        log_eta = search.next(observations, [math.log(eta) for eta in running]) + aside
+        log_eta = min(max(log_eta, search.log_low), search.log_high)
         if isinstance(self._domains, ReachDomains):
             return {"eta": math.exp(log_eta)} | ({"norm": norm} if len(self._norms) > 1 else {})
         return {f"eta_{norm}": math.exp(log_eta), "norm": norm}

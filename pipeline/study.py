@@ -216,7 +216,7 @@ class StudyProgramme:
         number = len(self._search.assignments)
         norm = self._guide.norm_of(number) if self._guide.guides else None
         if norm is not None:
-            point = self._guide.point(norm, *effects_in(norm, self._outcomes_of_search()))
+            point = self._guide.point(norm, number, *effects_in(norm, self._outcomes_of_search()))
             self._search.enqueue_once([(f"{GUIDED} {number}", point)])
         elif self._guide.guides:
             points = spread_points(self._space, self.resolution)

@@ -14,7 +14,7 @@ from pipeline.report.comparisons import pooled
 from pipeline.report.page import write_figures, write_report
 from pipeline.report.response_figure import response_figure
 from pipeline.report.summary import law_json, law_metrics, print_summary
-from pipeline.report.wording import certainties, noise_sentence
+from pipeline.report.wording import certainties, lessons_sentence, noise_sentence
 from pipeline.results import Comparison, SweepResult, load_result
 from pipeline.workspace import Workspace
 from search_spaces.demo import space as demo
@@ -208,3 +208,11 @@ def test_a_single_seed_says_nothing_about_noise(tmp_path: Path) -> None:
     (study,) = load_result(workspace).studies
     assert study_noise(study) is None
     assert noise_sentence(study) == ""
+
+
+def test_what_smaller_resolutions_taught_is_told_with_the_truth_in_it(result: SweepResult) -> None:
+    assert "With the valley's shape learned from the smaller resolutions" in lessons_sentence(result)
+    taught = law_json(result)["taught"]
+    assert set(taught) == {f"{study.resolution}px" for study in result.studies[1:]}
+    for study in result.studies[1:]:
+        assert taught[f"{study.resolution}px"]["expected_low"] < TRUTH.best_eta(study.dimension)

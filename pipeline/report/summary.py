@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from atdiff_core.laws import PowerLaw
+from pipeline.guide import Lessons
 from pipeline.noise import study_noise
 from pipeline.report.comparisons import interval
 from pipeline.report.tables import law_rows, raw_etas
@@ -18,6 +19,7 @@ from pipeline.report.wording import (
     found_studies,
     hypotheses,
     law_sentence,
+    lessons_sentence,
     reason_of,
     unfinished_sentence,
     verdict_of,
@@ -45,7 +47,13 @@ def print_summary(result: SweepResult, console: Console) -> None:
 
 def summary_sentences(result: SweepResult) -> list[str]:
     """Headline of the sweep in plain sentences, what is missing first."""
-    sentences = [unfinished_sentence(result), law_sentence(result), best_sentence(result), controls_sentence(result)]
+    sentences = [
+        unfinished_sentence(result),
+        law_sentence(result),
+        lessons_sentence(result),
+        best_sentence(result),
+        controls_sentence(result),
+    ]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -75,6 +83,7 @@ def law_json(result: SweepResult) -> dict[str, Any]:
         "law": _law(law, result.space) if isinstance(law, PowerLaw) else None,
         "refusal": None if isinstance(law, PowerLaw) else str(law),
         "studies": [_study(study, result.space) for study in result.studies],
+        "taught": {f"{side}px": asdict(each) for side, each in Lessons(result).by_resolution.items()},
     }
 
 

@@ -8,6 +8,7 @@ from atdiff_core.balls import Norm
 from atdiff_core.laws import LawRefused, PowerLaw, min_rungs
 from atdiff_core.response import min_etas
 from pipeline.effects import LEVEL, holm
+from pipeline.guide import Lessons
 from pipeline.noise import study_noise
 from pipeline.records import Role
 from pipeline.report.comparisons import interval, p_value, pooled
@@ -182,6 +183,16 @@ def certainties(family: Sequence[Comparison]) -> list[str]:
         low, high = (percent(limit) for limit in limits)
         words.append(f"95 %: {low} to {high}, {comparison.seeds} pairs, {p_text(p)}: {apart}")
     return words
+
+
+def lessons_sentence(result: SweepResult) -> str:
+    """eta* of each resolution with the valley's shape shared with the smaller ones; empty where none taught any."""
+    told = [
+        f"η* = {number(each.eta)} ({between(each.low, each.high)}; expected {number(each.expected_low)} to "
+        f"{number(each.expected_high)} before it was searched) at {resolution} px"
+        for resolution, each in Lessons(result).by_resolution.items()
+    ]
+    return f"With the valley's shape learned from the smaller resolutions: {', '.join(told)}." if told else ""
 
 
 def noise_sentence(study: StudyResult) -> str:
