@@ -54,6 +54,7 @@ def through_tuner(bench: Bench, seed: int, *, family: Family, trials: int, keep:
                 scheduler=_scheduler(keep),
                 num_samples=trials,
                 max_concurrent_trials=1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(storage_path=str(Path(folder).resolve()), verbose=0),
         )

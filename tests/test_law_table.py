@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from synthetic_sweep import Truth, write_sweep
+from typer.testing import CliRunner
 
 from atdiff_core.laws import LawRefused, PowerLaw
+from pipeline.cli import app
 from pipeline.law_table import table_laws
 from pipeline.quantities import known_quantity, known_scale, law_of
 from pipeline.report.law_text import print_laws, write_laws
@@ -108,3 +110,18 @@ def test_a_quantity_of_three_values_or_an_unknown_one_is_refused(result: SweepRe
         known_quantity("beta")
     with pytest.raises(ValueError, match="along dimension or resolution, got 'width'"):
         known_scale("width")
+
+
+def test_the_command_prints_the_law_of_a_table_and_writes_it(tmp_path: Path) -> None:
+    file = table(tmp_path, "scale,optimum\n1,1\n4,2\n16,4\n")
+    done = CliRunner().invoke(app, ["law", str(file), "--predict", "64", "--json", str(tmp_path / "law.json")])
+    assert done.exit_code == 0, done.output
+    assert "optimum ∝ scale^b, b = 0.50" in done.output
+    assert json.loads((tmp_path / "law.json").read_text())[""]["predictions"][0]["value"] == pytest.approx(8)
+
+
+def test_a_folder_without_a_sweep_is_said_to_be_none(tmp_path: Path) -> None:
+    for command in ("law", "analyse"):
+        done = CliRunner().invoke(app, [command, str(tmp_path)])
+        assert isinstance(done.exception, ValueError)
+        assert "there is no sweep in" in str(done.exception)
