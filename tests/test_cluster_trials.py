@@ -47,13 +47,25 @@ def cluster() -> Iterator[Cluster]:
             patch.setenv(name, value)
         started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         patch.setenv("RAY_ADDRESS", started.address)
-        for _ in range(2):
-            started.add_node(num_cpus=1)
         try:
+            for _ in range(2):
+                join(started)
             yield started
         finally:
             ray.shutdown()
             started.shutdown()
+
+
+def join(cluster: Cluster) -> None:
+    """Add a node of one CPU; Ray gives a busy machine half a minute for it."""
+    for _ in range(3):
+        try:
+            cluster.add_node(num_cpus=1)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("no node came up")
 
 
 def test_a_trial_shrinks_grows_and_survives_its_driver(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
@@ -66,7 +78,7 @@ def test_a_trial_shrinks_grows_and_survives_its_driver(cluster: Cluster, shards:
         until(lambda: progress.ranks() == 2 and progress.reached() > 450, "two ranks train", driver=driver)
         cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
         until(lambda: progress.ranks() == 1, "one rank goes on", driver=driver)
-        cluster.add_node(num_cpus=1)
+        join(cluster)
         until(lambda: progress.ranks() == 2, "two ranks go on", driver=driver)
         begun = len(progress.attempts())
         reached = progress.reached()

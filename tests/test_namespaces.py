@@ -26,6 +26,12 @@ pytestmark = [
 ]
 PORT = 6379
 LINK_DOWN_SEC = 25
+ENVIRONMENT = FAST | {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""A host that is cut off is given up within the 25 seconds."""
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def start_node(host: Host, head: Host, sockets: Path) -> None:
         command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false --temp-dir={sockets}"
     else:
         command += f" --address={head.address}:{PORT} --num-cpus=1"
-    host.supervise(command, sockets / f"{host.name}.log", FAST)
+    host.supervise(command, sockets / f"{host.name}.log", ENVIRONMENT)
 
 
 def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, sockets: Path, tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
     head, one, two = network.add(), network.add(), network.add()
     for host in (head, one, two):
         start_node(host, head, sockets)
-    environment = FAST | {"RAY_ADDRESS": f"{head.address}:{PORT}", "GLOO_SOCKET_IFNAME": "eth0"}
+    environment = ENVIRONMENT | {"RAY_ADDRESS": f"{head.address}:{PORT}", "GLOO_SOCKET_IFNAME": "eth0"}
 
     def advance(minibatches: int, what: str) -> float:
         """Wait until training is so far beyond where it ever was; seconds until its next step, old or new."""
