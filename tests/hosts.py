@@ -20,8 +20,8 @@ def can_make_hosts() -> bool:
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
     if not made:
         return False
-    linked = _ip("-n", name, "link", "add", "a", "type", "veth", "peer", "name", "b", check=False)
-    bridged = _ip("-n", name, "link", "add", "c", "type", "bridge", check=False)
+    linked = _ip("-n", name, "link", "add", "one", "type", "veth", "peer", "name", "two", check=False)
+    bridged = _ip("-n", name, "link", "add", "bridge", "type", "bridge", check=False)
     _ip("netns", "delete", name)
     return linked == bridged == 0
 
