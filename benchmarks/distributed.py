@@ -28,7 +28,7 @@ from pipeline.trial import Places, run_trial
 from search_spaces.demo import space
 from search_spaces.resources import Resources
 
-ROUNDS, MINIBATCHES = 4, 180
+ROUNDS, MINIBATCHES = 4, 160
 RANKS = 2
 NEVER = 1e9
 
@@ -95,7 +95,10 @@ def main() -> None:
         work = Path(scratch)
         for _ in write_shards(mnist_digits(), work / "digits", [8], image_channels=1):
             pass
-        pairs = [_one_round(work, seed) for seed in range(ROUNDS)]
+        pairs = []
+        for seed in range(ROUNDS):
+            pairs.append(_one_round(work, seed))
+            print("round {}: {:.2f} and {:.2f} minibatches/s".format(seed + 1, *pairs[-1]), flush=True)
     ratios = sorted(ours / theirs for ours, theirs in pairs)
     table = Table("arm", "minibatches/s, median (extremes)", title=f"{RANKS} gloo ranks, {machine_line()}")
     for name, speeds in zip(("TorchTrainer", "torchrun"), zip(*pairs, strict=True), strict=True):
