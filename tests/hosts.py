@@ -56,6 +56,11 @@ class Host:
                 start_new_session=True,
             )
 
+    def answers(self, port: int) -> bool:
+        """Whether something here accepts connections at a port."""
+        knock = ["bash", "-c", f"exec 3<>/dev/tcp/{self.address}/{port}"]
+        return subprocess.run([*self.prefix, *knock], capture_output=True, check=False).returncode == 0
+
     def link(self, state: str) -> None:
         """Set the link ``up`` or ``down``."""
         _ip("-n", self.name, "link", "set", LINK, state)

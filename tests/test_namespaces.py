@@ -78,6 +78,7 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
         until(lambda: progress.furthest() >= furthest + minibatches, what, driver=driver)
         return stepped
 
+    until(lambda: head.answers(PORT), "the head is up")
     driver = Driver(setting, environment, head.prefix)
     try:
         advance(400, "two hosts train")
