@@ -32,7 +32,7 @@ FAST = {
 
 
 def until(
-    condition: Callable[[], bool], what: str, *, timeout_sec: float = 150, driver: "Driver | None" = None
+    condition: Callable[[], bool], what: str, *, timeout_sec: float = 300, driver: "Driver | None" = None
 ) -> float:
     """Wait for a condition; the seconds it took."""
     began = time.monotonic()
@@ -73,7 +73,7 @@ class Driver:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def finish(self, timeout_sec: float = 200) -> None:
+    def finish(self, timeout_sec: float = 400) -> None:
         assert self.process.wait(timeout_sec) == 0, self.said()
 
 

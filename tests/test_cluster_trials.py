@@ -68,6 +68,8 @@ def join(cluster: Cluster) -> None:
     raise AssertionError("no node came up")
 
 
+@pytest.mark.namespaces  # Minutes, like the recovery between namespaces.
+@pytest.mark.timeout(900)
 def test_a_trial_shrinks_grows_and_survives_its_driver(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     setting = make_setting(
         tmp_path, shards, minibatches=4000, workers=[1, 2], placement="SPREAD", checkpoint_sec=0.0, resize_sec=2.0

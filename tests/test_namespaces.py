@@ -21,7 +21,7 @@ from sweep_helpers import write_digits
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.namespaces,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not can_make_hosts(), reason="needs iproute2, and the right to make network namespaces"),
 ]
 PORT = 6379
