@@ -30,12 +30,12 @@ comparison = Comparison(
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
     pretraining=Phase(
-        budget_kpass=48,
-        optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
+        budget_kpass=144,
+        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
         budget_kpass=7.168,
-        optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=1),
+        optimization=Optimization(learning_rate=5e-4, decay="linear", ema_half_life_kpass=1),
     ),
     arms=(
         Arm(name="plain", objective=student, perturbation=Unperturbed()),
