@@ -18,7 +18,7 @@ def write_latents(plan: LatentPlan, *, workers: int) -> ShardIndex:
     begin_latents(plan)
     with progress_bar() as bar:
         task = bar.add_task(f"encoding {plan.images}", total=total)
-        for shard, samples in in_parts(encode_shard, plan, len(done), workers=workers, gpus=on_gpu):
+        for shard, samples in in_parts(encode_shard, plan, len(done), workers=workers, gpus=1 if on_gpu else 0):
             done[shard] = samples
             bar.update(task, completed=sum(done))
     return finish_latents(plan)
