@@ -11,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atdiff_core.data import recently_used
 from atdiff_core.data.batch import Batch
 from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import load_index
 from atdiff_core.data.order import Layout, Places, SampleOrder
+from atdiff_core.data.recently_used import RecentlyUsed
 from atdiff_core.data.shard_files import LocalFiles
 from atdiff_core.data.sources import ArraySource
 from atdiff_core.data.stream import ShardSet, open_shards
@@ -268,3 +270,17 @@ class TestImages:
         assert (shards.resolution, shards.image_channels, shards.num_samples) == (8, 1, NUM_SAMPLES)
         assert shards.index == index
         assert shards.fingerprint == index.fingerprint
+
+
+def test_of_what_shards_need_the_last_used_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recently_used, "MAX_ROWS", 10)
+    computed: list[int] = []
+
+    def compute(number: int) -> list[int]:
+        computed.append(number)
+        return [number] * 4
+
+    values = RecentlyUsed(compute)
+    for number in (0, 1, 0, 2, 0, 1):  # Two fit: the third drives out the one that was unused for longest.
+        assert values(number) == [number] * 4
+    assert computed == [0, 1, 2, 1]

@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.data.members import ABSENT, Integers, MemberTable
 from atdiff_core.data.order import Places
+from atdiff_core.data.recently_used import RecentlyUsed
 from atdiff_core.data.shard_files import ShardFiles
 from atdiff_core.data.tar_walk import IMAGE_EXTENSIONS, LATENT_EXTENSION
 
 SPAN_BYTES = 2**20
 """Members of a sample are neighbours: up to this length they are read at once, with what is between them."""
-KEPT_COLUMNS = 64
 
 Member = tuple[int, int, int]
 """Where a member starts and ends in its tar, and its CRC-32."""
@@ -69,7 +68,7 @@ class SampleReader:
         self._starts = counts.cumsum(0) - counts
         total, shape = int(counts.sum()), self._decoder.shape
         sample_bytes = int(np.prod(shape)) * self._decoder.dtype.itemsize
-        self._columns = lru_cache(maxsize=KEPT_COLUMNS)(lambda shard: _Columns(files.table(shard), files.index))
+        self._columns = RecentlyUsed(lambda shard: _Columns(files.table(shard), files.index))
         self._memory = _Memory(total, self._decoder) if total * sample_bytes <= memory_bytes else None
 
     @property
@@ -144,7 +143,11 @@ class _Columns:
         contents = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
         self._contents = {each: columns(each) for each in contents if each in table.offsets}
         wanted = (("cls", bool(index.classes)), ("txt", index.captions is not None))
+        self._rows = len(table)
         self._beside = [columns(each) if used and each in table.offsets else None for each, used in wanted]
+
+    def __len__(self) -> int:
+        return self._rows
 
     def members(self, row: int) -> tuple[str, list[Member | None]]:
         """Extension of a sample's content; then its content, label and captions, ``None`` where there are none."""

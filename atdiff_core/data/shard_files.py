@@ -3,7 +3,6 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Generic, Protocol, TypeVar
@@ -12,14 +11,14 @@ from atdiff_core.data.addresses import Address, scheme_of
 from atdiff_core.data.disk_cache import DiskCache
 from atdiff_core.data.index import INDEX_FILE, Shard, ShardIndex, load_index, parsed_index
 from atdiff_core.data.members import MemberTable, members_name
+from atdiff_core.data.recently_used import RecentlyUsed
 from atdiff_core.data.remote import Patience, RemoteFolder
 
 Key = TypeVar("Key")
 
 PIECE_BYTES = 8 * 2**20
 """A remote tar is fetched in pieces of this size, each once for all processes of a machine."""
-OPEN_FILES = 128
-KEPT_TABLES = 64
+OPEN_FILES = 400
 CACHE_FOLDER = "ATDIFF_CACHE"
 CACHE_GIB = "ATDIFF_CACHE_GIB"
 
@@ -59,7 +58,7 @@ class LocalFiles:
         self.index = load_index(folder)
         self._folder = folder
         self._opened = OpenFiles(self._open)
-        self.table = lru_cache(maxsize=KEPT_TABLES)(self._table)
+        self.table = RecentlyUsed(self._table)
 
     def name(self, number: int) -> str:
         return str(self._folder / self.index.shards[number].file)
@@ -97,7 +96,7 @@ class RemoteFiles:
         if self.index.num_samples == 0:
             raise ValueError(f"{address}: the set is empty")
         self._opened: OpenFiles[tuple[int, int]] = OpenFiles(lambda key: self._piece(*key))
-        self.table = lru_cache(maxsize=KEPT_TABLES)(self._table)
+        self.table = RecentlyUsed(self._table)
 
     def name(self, number: int) -> str:
         return f"{self._remote.address}/{self.index.shards[number].file}"
