@@ -15,7 +15,7 @@ import optuna
 from one_search_trial import BATCH_SIZE, Setting
 from optuna.trial import TrialState
 
-from atdiff_core.data.stream import open_shards
+from atdiff_core.data.stream import ShardSet, open_shards
 from pipeline.audit import load_audit
 from pipeline.records import load_record
 
@@ -118,11 +118,16 @@ class Progress:
 
 
 def assert_nothing_lost_or_repeated(setting: Setting) -> None:
-    """Each attempt goes on at a kept state, and what the final weights have seen is the stream itself."""
+    """The study's trial is complete, and its weights have seen the stream itself."""
     (folder,) = setting.trials
     assert load_record(folder).status == "complete"
-    attempts = [attempt for attempt in load_audit(folder) if attempt]
     minibatches = json.loads((setting.root / "setting.json").read_text())["minibatches"]
+    assert_stream_consumed(folder, open_shards(setting.shards), batch_size=BATCH_SIZE, minibatches=minibatches)
+
+
+def assert_stream_consumed(folder: Path, shards: ShardSet, *, batch_size: int, minibatches: int) -> None:
+    """Each attempt of a trial goes on at a kept state, and what the final weights have seen is the stream itself."""
+    attempts = [attempt for attempt in load_audit(folder) if attempt]
     seen: dict[int, dict[int, str]] = {}
     for number, attempt in enumerate(attempts):
         first = min(attempt)
@@ -132,8 +137,7 @@ def assert_nothing_lost_or_repeated(setting: Setting) -> None:
         seen = {place: samples for place, samples in seen.items() if place < first}
         seen |= {place: done.samples for place, done in attempt.items()}
     assert sorted(seen) == list(range(minibatches))
-    stream = open_shards(setting.shards).batches(seed=0, batch_size=BATCH_SIZE)
-    for place, batch in enumerate(islice(stream, minibatches)):
+    for place, batch in enumerate(islice(shards.batches(seed=0, batch_size=batch_size), minibatches)):
         assert seen[place] == dict(sorted(zip(batch.positions, batch.keys, strict=True)))
 
 
