@@ -28,11 +28,12 @@ from pipeline.running import run_programme
 from pipeline.spending import TrialMeter
 from pipeline.study import StudyProgramme
 from pipeline.tracking import Tracker
-from pipeline.trial import REPORTS_PER_TRIAL, Judged, Places
+from pipeline.trial import Judged, Places
 from pipeline.workspace import Workspace
 from search_spaces.demo_tiny import space as tiny
 
 GOAL_MS, WINDOW = 50, 50
+REPORTS = 20
 
 
 class Sleeper:
@@ -71,11 +72,11 @@ class Sleeper:
         meter, train = TrialMeter(folder), assignment.config.train
         budget, rung = train.minibatches * train.kpass_per_minibatch, rung_kpass(assignment.config)
         metric = _metric(assignment)
-        for share in range(1, REPORTS_PER_TRIAL + 1):
-            kpass = budget * share / REPORTS_PER_TRIAL
+        for share in range(1, REPORTS + 1):
+            kpass = budget * share / REPORTS
             append_curve(folder, kpass, {"train/loss": 0.1, "train/attack_gain": 1.2, "train/learning_rate": 1e-4})
-            meter.trained(budget / REPORTS_PER_TRIAL)
-            if 2 * share == REPORTS_PER_TRIAL and rung is not None:
+            meter.trained(budget / REPORTS)
+            if 2 * share == REPORTS and rung is not None:
                 append_curve(folder, rung, {"eval/metric": metric})
                 time.sleep(self._trial_sec / 2)
                 self._trial += time.perf_counter() - began
