@@ -19,7 +19,11 @@ from pipeline.records import Assignment, declare, is_complete
 from pipeline.trial import Places
 from search_spaces.resources import Resources
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.namespaces,  # Minutes on a busy machine, like the recovery between namespaces.
+    pytest.mark.timeout(900),
+]
 
 BATCH_SIZE, MINIBATCHES = 12, 2500
 
