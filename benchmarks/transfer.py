@@ -176,6 +176,7 @@ def compare(seed: int) -> Compared:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument(
         "--ray", type=int, default=0, metavar="N", help="run stock for N seeds through a real Tuner, too"
@@ -183,7 +184,7 @@ def main() -> int:
     asked = parser.parse_args()
     console = Console(width=118)
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        compared = list(pool.map(compare, range(asked.seeds)))
+        compared = list(pool.map(compare, range(asked.first_seed, asked.first_seed + asked.seeds)))
     medians = print_comparison(compared, console)
     if asked.ray:
         agree = [_agrees(seed) for seed in range(asked.ray)]

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sweep_helpers import tiny_space, write_digits
 
+from pipeline.cli import main
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -34,12 +37,17 @@ config = {{
 """
 
 
-def atdiff(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd or ROOT, env=environment, timeout=120, check=False
-    )
+def atdiff(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line as the program runs it, in this process: a new one would import torch each time."""
+    out, err, code = StringIO(), StringIO(), 0
+    command = ["atdiff", *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", command)
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,12 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mistake_ends_the_program_with_one_line_and_2() -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "law", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_train_sample_and_evaluate_one_network(shards: Path, tmp_path: Path) -> None:
