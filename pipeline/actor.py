@@ -32,16 +32,7 @@ class TrialActor(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._assignment: Assignment = config["assignment"]
-        places: Places = config["places"]
-        if not is_complete(places.folder):
-            declare(places.folder, self._assignment)
-        self._events: Iterator[Judged | Trained]
-        if self._assignment.config.workers != 1:
-            from pipeline.distributed import run_distributed
-
-            self._events = run_distributed(self._assignment, places)
-        else:
-            self._events = run_trial(self._assignment, places)
+        self._events: Iterator[Judged | Trained] = _events(self._assignment, config["places"])
 
     def cleanup(self) -> None:
         """Ranks of a trial that is stopped early end before their resources go to the next one."""
@@ -57,3 +48,19 @@ class TrialActor(tune.Trainable):
                     "done": event.final,
                 }
         raise RuntimeError("a trial ended without its final judgement")
+
+
+def _events(assignment: Assignment, places: Places) -> Iterator[Judged | Trained]:
+    """All of a trial, nothing of it before the first is asked for.
+
+    While an actor starts, Tune may give its trial to one that is free already: the folder then
+    belongs to that one.
+    """
+    if not is_complete(places.folder):
+        declare(places.folder, assignment)
+    if assignment.config.workers != 1:
+        from pipeline.distributed import run_distributed
+
+        yield from run_distributed(assignment, places)
+    else:
+        yield from run_trial(assignment, places)

@@ -21,7 +21,8 @@ from pipeline.report.nfe_figure import nfe_figure
 SAMPLERS = (Sampler(nfe=1), Sampler.named("ancestral_es1.017", nfe=2))
 CONFIG = EvaluationConfig(samples=6, reference=48, samplers=SAMPLERS, full=True)
 FIGURES = [
-    "fd_efflite0_64", "kd_efflite0_64", "kd_efflite0_64_std", "precision_efflite0_64", "recall_efflite0_64",
+    "fd_efflite0_64", "fd_efflite0_64_se", "kd_efflite0_64", "kd_efflite0_64_se", "kd_efflite0_64_std",
+    "precision_efflite0_64", "recall_efflite0_64",
 ]  # fmt: skip
 
 

@@ -206,7 +206,7 @@ class TestLooking:
         both = ("shards", "show", latents, "--out", sheet, "--number", 6, "--columns", 3, "--images", images)
         assert run(monkeypatch, *both) == 0
         assert Image.open(sheet).size == (3 * 50, 4 * 50)
-        assert "6 decoded latents" in capsys.readouterr().out
+        assert "6 samples, decoded" in capsys.readouterr().out
 
     def test_the_wrong_autoencoder_or_images_are_refused(
         self, latents: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

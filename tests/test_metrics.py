@@ -204,5 +204,6 @@ class TestEvaluator:
         assert [result.sampler for result in results] == list(self.CONFIG.samplers)
         assert all(result.images.shape == (6, 1, 8, 8) for result in results)
         assert list(evaluator.named(results[1])) == [
-            "fd_efflite0_64/ancestral_1", "kd_efflite0_64/ancestral_1", "kd_efflite0_64_std/ancestral_1",
+            "fd_efflite0_64/ancestral_1", "fd_efflite0_64_se/ancestral_1",
+            "kd_efflite0_64/ancestral_1", "kd_efflite0_64_se/ancestral_1", "kd_efflite0_64_std/ancestral_1",
         ]  # fmt: skip

@@ -68,3 +68,11 @@ def test_more_samples_have_a_smaller_error() -> None:
 def test_too_few_samples_have_no_error() -> None:
     assert math.isnan(kernel_error(features(0, 2), features(1, 10)))
     assert math.isnan(FrechetError(features(1, 10))(features(0, 3)))
+
+
+def test_the_error_of_many_samples_is_inferred_from_the_first_of_them() -> None:
+    theirs, ours = features(0, 400), features(1, 8000, shift=0.5)
+    fresh = [kernel_error(ours[start : start + 2000], theirs) for start in (2000, 4000, 6000)]
+    assert kernel_error(ours, theirs) == pytest.approx(np.mean(fresh) / 2, rel=0.1)
+    frechet = FrechetError(theirs)
+    assert frechet(ours) == pytest.approx(frechet(ours[:2000]) / 2)

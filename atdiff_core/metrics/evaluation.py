@@ -206,10 +206,10 @@ class Evaluator:
         names = METRIC_NAMES[self.config.features]
         figures = {
             names["frechet"]: distances.frechet,
-            names["kernel"]: distances.kernel,
-            f"{names['kernel']}_std": distances.kernel_std,
             f"{names['frechet']}_se": distances.frechet_se,
+            names["kernel"]: distances.kernel,
             f"{names['kernel']}_se": distances.kernel_se,
+            f"{names['kernel']}_std": distances.kernel_std,
         }
         if self.config.full:
             coverage = precision_recall(features, self._reference)
