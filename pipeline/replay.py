@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from atdiff_core.data.addresses import joined
 from atdiff_core.train_config import SCRATCH
-from atdiff_core.train_state import Execution
 from pipeline.records import SNAPSHOT, TrialRecord, declare, load_record
 from pipeline.trial import Judged, Places, Trained, run_trial
 from pipeline.workspace import Workspace
@@ -87,7 +86,6 @@ def _places(workspace: Workspace, record: TrialRecord, folder: Path) -> Places:
         folder=folder,
         start=start,
         cache=workspace.cache,
-        execution=Execution(channels_last=True),
         teacher=start,
     )
 

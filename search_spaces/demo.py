@@ -31,7 +31,7 @@ space = Space(
         optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
     ),
     domains=ReachDomains(
-        eta=log_range(0.02, 0.6),
+        eta=log_range(0.04, 1.2),
         num_replays=choice(3),
         reach=choice(1.0, 2.0),
         norm=choice("linf"),

@@ -75,7 +75,7 @@ def _rates(space: "Space", root: Path, tflops: float | None, measure: bool, cons
         perturbation = space.domains.perturbation(point, space.dimension(resolution))
         assert isinstance(perturbation, FreeAT)
         with console.status(f"measuring at {resolution} px"):
-            rates[resolution] = calibrate(rung, perturbation, root / "cache", Execution(channels_last=True))
+            rates[resolution] = calibrate(rung, perturbation, root / "cache", Execution())
     return rates
 
 

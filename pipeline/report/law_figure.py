@@ -48,8 +48,9 @@ def law_figure(result: SweepResult) -> Figure:
     say(axes, law_title(result))
     if isinstance(law, LawRefused):
         axes.text(0.98, 0.02, "without a law nothing is predicted", transform=axes.transAxes, ha="right", color=GREY)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", fontsize=9, framealpha=0.9)
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
     return figure
 
 

@@ -65,7 +65,7 @@ def response_figure(study: StudyResult) -> Figure:
     figure.legend(
         handles=[*trial_legend(trial for trial, _, _ in points), *lines],
         loc="outside lower center",
-        ncols=4,
+        ncols=3,
         fontsize=8.5,
         frameon=False,
     )
@@ -105,9 +105,9 @@ def _view(study: StudyResult, seen: list[float], controls: list[float]) -> tuple
     """Range of the axis in per cent: everything below zero, controls, and most of what is above."""
     optimum = study.response.optimum if study.response else None
     bottom = min(0.0, *seen, *controls, _per_cent(optimum.effect_low) if optimum and optimum.found else 0.0)
-    top = max(-1.2 * bottom, 1.3 * max([0.0, *controls]), 1.15 * float(np.quantile(seen, KEPT_IN_VIEW)), 2.0)
-    if max(seen) < 2 * top:
-        top = max(top, max(seen))
+    needed = max(-0.25 * bottom, 1.1 * max([0.0, *controls]), 1.15 * float(np.quantile(seen, KEPT_IN_VIEW)), 2.0)
+    bearable = 2 * max(needed, -1.2 * bottom)
+    top = max(needed, max(seen)) if max(seen) < bearable else bearable / 2
     margin = 0.08 * (top - bottom)
     return bottom - margin, top + margin
 
