@@ -103,6 +103,8 @@ def attack_figure(study: StudyResult) -> Figure:
     boundary.set_ylabel("samples on the boundary")
     boundary.set_ylim(-0.05, 1.05)
     boundary.yaxis.set_major_formatter(PercentFormatter(1.0))
+    drawn = [value for trial in (*trials, *study.of_role("random")) if (value := trial.last("train/attack_gain"))]
+    log_y(gain, min([1.0, *drawn]), max([1.0, *drawn]))
     for control in study.of_role("random"):
         value, eta = control.last("train/attack_gain"), eta_of(control)
         if value is not None and eta is not None:
