@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +12,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from atdiff_core.data.contents import Latents
+from atdiff_core.hub import HUB_ID, first_line
 
 Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SUBFOLDER = "vae"
 """Where a diffusers pipeline keeps its autoencoder."""
 
@@ -119,7 +118,7 @@ def load_autoencoder(
     try:
         network = AutoencoderKL.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # diffusers, the hub's client and safetensors each raise their own kinds.
-        raise ValueError(f"{name}: no AutoencoderKL in safetensors can be read there ({_first_line(error)})") from error
+        raise ValueError(f"{name}: no AutoencoderKL in safetensors can be read there ({first_line(error)})") from error
     network = network.to(device, DTYPES[dtype]).eval().requires_grad_(False)
     return Autoencoder(name, network)
 

@@ -20,6 +20,7 @@ from pipeline.commands import (
     mismatch,
     networks,
     planning,
+    prompts,
     replays,
     services,
     set_pictures,
@@ -39,6 +40,7 @@ data.app.command("index")(shard_sets.index)
 data.app.command("verify")(shard_sets.verify)
 data.app.command("show")(set_pictures.show)
 app.command("latents")(set_pictures.latents)
+app.command("prompts")(prompts.prompts)
 app.add_typer(checkpoints.importing, name="import")
 app.add_typer(checkpoints.exporting, name="export")
 app.command("train")(networks.train)
@@ -77,7 +79,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _leave("interrupted; the same command continues", INTERRUPTED)
     except ModuleNotFoundError as error:
-        _leave(f"{error.name} is not installed; run: pip install 'atdiff[sweep,demo]'", BAD_INPUT)
+        _leave(f"{error.name} is not installed; run: pip install 'atdiff[sweep,demo,text]'", BAD_INPUT)
     except OSError as error:
         where = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
         _leave(f"{error.strerror or error}{where}: {error}" if error.strerror else f"{error}", BAD_INPUT)

@@ -99,6 +99,24 @@ class SampleReader:
             captions.append(sample.captions)
         return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
 
+    def captions_at(self, places: Places) -> list[tuple[str, ...]]:
+        """All captions of the samples at some places; their pictures are not read.
+
+        Raises:
+            ValueError: If a shard is missing or damaged, or a caption is no UTF-8 text.
+        """
+        return [self._captions(*place) for place in zip(places.shards.tolist(), places.rows.tolist(), strict=True)]
+
+    def _captions(self, shard: int, row: int) -> tuple[str, ...]:
+        _, (*_, member) = self._columns(shard).members(row)
+        if member is None:
+            return ()
+        (text,) = self._contents(shard, row, [member])
+        try:
+            return self._decoder.captions(text)
+        except ValueError as error:
+            raise ValueError(f"{self._named(shard, row, member)}: {error}") from error
+
     def _sample(self, shard: int, row: int) -> Sample:
         extension, members = self._columns(shard).members(row)
         decoder = self._decoder

@@ -21,6 +21,7 @@ from atdiff_core.randomness import derived_seed
 
 MEMORY_BYTES = 256 * 2**20
 MAX_SUGGESTED_WORKERS = 4
+CAPTIONS_AT_ONCE = 256
 
 
 class ShardSet:
@@ -114,11 +115,20 @@ class ShardSet:
 
     def samples_at(self, numbers: list[int]) -> Tensor:
         """The samples with these numbers, counted through the shards, as ``images`` gives them."""
+        return scaled(self._reader.at(self._places(numbers)).content)
+
+    def captions(self) -> Iterator[tuple[str, ...]]:
+        """All captions of every sample, in the order of the shards; their pictures are not read."""
+        for start in range(0, self.num_samples, CAPTIONS_AT_ONCE):
+            numbers = list(range(start, min(start + CAPTIONS_AT_ONCE, self.num_samples)))
+            yield from self._reader.captions_at(self._places(numbers))
+
+    def _places(self, numbers: list[int]) -> Places:
+        """Where the samples with these numbers lie."""
         wanted = torch.tensor(numbers, dtype=torch.int64)
         ends = self._order.counts.cumsum(0)
         shards = torch.searchsorted(ends, wanted, right=True)
-        rows = wanted - (ends - self._order.counts)[shards]
-        return scaled(self._reader.at(Places(shards, rows)).content)
+        return Places(shards, wanted - (ends - self._order.counts)[shards])
 
     def _caption(self, captions: tuple[str, ...], seed: int, position: int) -> str:
         """The caption of a sample at a position: by chance, but the same whoever reads it."""

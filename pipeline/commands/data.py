@@ -151,6 +151,31 @@ def coco(
     )  # fmt: skip
 
 
+@app.command("stamps")
+def stamps(
+    out: Out,
+    source: Annotated[Path, typer.Argument(help="The folder of the stamps' categories.")] = Path(
+        "/usr/share/tuxpaint/stamps"
+    ),
+    resolutions: Resolutions = "32",
+    split: Annotated[str, typer.Option(help="train, val (an eighth of the pictures) or all.")] = "train",
+    image_format: Format = "auto",
+    samples_per_shard: PerShardOrAuto = 0,
+) -> None:
+    """Tux Paint's stamps, each with its sentence (Debian: tuxpaint-stamps-default)."""
+    from rich.console import Console
+
+    from atdiff_core.data.stamps import stamps
+
+    images = stamps(source.resolve(), split)
+    write(
+        images, out, resolutions, image_channels=3, image_format=image_format, samples_per_shard=samples_per_shard,
+    )  # fmt: skip
+    Console().print(
+        f"left out: {images.without_sentence} pictures without a sentence, {images.drawings} drawings in SVG"
+    )
+
+
 def numbers(text: str, what: str) -> list[int]:
     """Positive whole numbers separated by commas."""
     try:
