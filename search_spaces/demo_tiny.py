@@ -7,8 +7,8 @@ from search_spaces.space import Phase, Replication
 
 space = demo.but(
     name="demo-tiny",
-    pretraining=Phase(budget_kpass=6.4, optimization=demo.pretraining.optimization),
-    finetuning=Phase(budget_kpass=0.768, optimization=demo.finetuning.optimization),
+    pretraining=Phase(budget_kpass=3.2, optimization=demo.pretraining.optimization),
+    finetuning=Phase(budget_kpass=0.384, optimization=demo.finetuning.optimization),
     evaluation=EvaluationConfig(
         samples=32, reference=512, samplers=(Sampler(kind="ddim", nfe=5), Sampler(kind="ddim", nfe=2))
     ),
