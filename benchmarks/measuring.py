@@ -7,13 +7,20 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 
-def interleaved(arms: Mapping[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, by arm; every round runs each arm once, after one round of warm-up."""
+def interleaved(
+    arms: Mapping[str, Callable[[], None]], *, rounds: int, before: Callable[[str], None] = lambda name: None
+) -> dict[str, list[float]]:
+    """Seconds of each call, by arm; every round runs each arm once, after one round of warm-up.
+
+    Args:
+        before: Called with an arm's name before each of its calls, while no clock runs.
+    """
     for run in arms.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, run in arms.items():
+            before(name)
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)

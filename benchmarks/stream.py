@@ -1,10 +1,14 @@
 """The stream beside ``webdataset`` and beside bare decoding: ``python -m benchmarks.stream``.
 
-All arms decode the same files with Pillow to the same arrays on as many processes, in turns:
+All arms decode the same files to the same arrays by the same calls of Pillow, on as many processes, in turns:
 
 * ours: the exact stream, member by member, checksums compared;
 * webdataset: its own pipeline with shards and samples shuffled and its own loader;
-* bare decoding: Pillow on bytes that lie in each process's memory, nothing read, sent or ordered.
+* bare decoding: bytes that lie in each process's memory, nothing read, sent, kept or ordered.
+
+The two streams work ahead of who takes from them. So that no arm is given what was made before its
+turn, nor slowed by the others after theirs, the clock starts when all processes have come to rest,
+and as many minibatches as lie ready, and as many again, have been taken.
 """
 
 import argparse
@@ -13,12 +17,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from PIL import Image
@@ -26,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
+from atdiff_core.data.decoding import PICTURES
 from atdiff_core.data.index import ShardIndex, load_index, parsed_index
 from atdiff_core.data.members import MemberTable, members_file
 from atdiff_core.data.order import Layout, SampleOrder
@@ -52,20 +59,28 @@ def pictures(count: int, side: int) -> ArraySource:
     return ArraySource("crops", "BSD", ["china", "flower"], images, np.arange(count, dtype=np.uint8) % 2)
 
 
-def decoded(content: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(content)))
+def decoded(content: bytes, extension: str) -> np.ndarray[Any, Any]:
+    """As ``SampleDecoder`` does: by the extension's decoder, without looking for one."""
+    image = PICTURES[extension](io.BytesIO(content))
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
 
 
-def taking(batches: Iterator[Any], count: int, processes: int) -> Callable[[], None]:
-    """An arm that takes ``count`` minibatches of a stream that runs on in its own processes."""
-
-    def take() -> None:
-        for _ in islice(batches, count):
-            pass
-
-    for _ in islice(batches, 2 * processes * AHEAD):  # From here on as many are made as are taken.
+def take(batches: Iterator[Any], count: int) -> None:
+    for _ in islice(batches, count):
         pass
-    return take
+
+
+def rest() -> None:
+    """Wait until the processes that this one has started do nothing more."""
+
+    def seconds() -> float:
+        times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+        return sum(each.user + each.system for each in times)
+
+    before = -1.0
+    while (now := seconds()) > before:
+        before = now
+        time.sleep(0.25)
 
 
 def ours(folder: Path, processes: int) -> Iterator[Any]:
@@ -77,8 +92,8 @@ def theirs(folder: Path, processes: int) -> Iterator[Any]:
     shards = [str(folder / shard.file) for shard in load_index(folder).shards]
 
     def picture_and_label(sample: dict[str, Any]) -> tuple[torch.Tensor, int, str]:
-        content = next(sample[each] for each in ("png", "jpg", "webp") if each in sample)
-        return torch.from_numpy(decoded(content).copy()), int(sample["cls"]), sample["__key__"]
+        extension = next(each for each in ("png", "jpg", "webp") if each in sample)
+        return torch.from_numpy(decoded(sample[extension], extension).copy()), int(sample["cls"]), sample["__key__"]
 
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), nodesplitter=None, resampled=False, empty_check=False)
@@ -90,8 +105,8 @@ def theirs(folder: Path, processes: int) -> Iterator[Any]:
     return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=processes, prefetch_factor=AHEAD))
 
 
-MEMBERS: list[bytes] = []
-"""Pictures in the memory of each process of the bare decoding."""
+MEMBERS: list[tuple[bytes, str]] = []
+"""Pictures in the memory of each process of the bare decoding, and their extensions."""
 
 
 def fill_members(folder: Path, count: int) -> None:
@@ -100,23 +115,32 @@ def fill_members(folder: Path, count: int) -> None:
         tar = (folder / shard.file).read_bytes()
         table = MemberTable.load(members_file(folder / shard.file), tar_bytes=len(tar))
         for row in range(len(table)):
-            place = table.place(row, table.content_extension(row))
+            extension = table.content_extension(row)
+            place = table.place(row, extension)
             if place is not None and len(MEMBERS) < count:
-                MEMBERS.append(tar[place.offset : place.offset + place.size])
+                MEMBERS.append((tar[place.offset : place.offset + place.size], extension))
 
 
-def decode_members(count: int) -> int:
-    return sum(decoded(MEMBERS[number % len(MEMBERS)]).shape[0] for number in range(count))
+def decode_members(first: int) -> int:
+    """As many pictures as a minibatch has; as many rows were decoded."""
+    chosen = [MEMBERS[number % len(MEMBERS)] for number in range(first, first + BATCH_SIZE)]
+    return sum(len(decoded(*member)) for member in chosen)
 
 
 def compared(folder: Path, batches: int, rounds: int, processes: int) -> dict[str, list[float]]:
     """Seconds that each arm takes for as many pictures, by round."""
     pool = get_context("forkserver").Pool(processes, fill_members, (folder, 4096))
-    each = batches * BATCH_SIZE // processes
     streams = {"ours": ours(folder, processes), "webdataset": theirs(folder, processes)}
-    arms: dict[str, Callable[[], None]] = {name: taking(stream, batches, processes) for name, stream in streams.items()}
-    arms["bare decoding"] = lambda: pool.map(decode_members, [each] * processes, chunksize=1) and None
-    seconds = interleaved(arms, rounds=rounds)
+    arms: dict[str, Callable[[], None]] = {name: partial(take, stream, batches) for name, stream in streams.items()}
+    numbers = range(0, batches * BATCH_SIZE, BATCH_SIZE)
+    arms["bare decoding"] = lambda: take(pool.imap_unordered(decode_members, numbers), batches)
+
+    def before(arm: str) -> None:
+        rest()
+        if arm in streams:
+            take(streams[arm], 2 * processes * AHEAD)
+
+    seconds = interleaved(arms, rounds=rounds, before=before)
     streams["ours"].close()  # type: ignore[attr-defined]
     pool.terminate()
     pool.join()
@@ -174,9 +198,9 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         for side, image_format, count, batches in (
-            (64, "png", 6000, 40),
+            (64, "png", 6000, 60),
             (64, "jpg", 6000, 60),
-            (256, "jpg", 1500, 12),
+            (256, "jpg", 1500, 20),
         ):
             out = Path(scratch) / f"{image_format}{side}"
             for _ in write_shards(

@@ -1,18 +1,16 @@
 """The exact stream over a set of shards."""
 
-from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from minibatches import joined, same
 
 from atdiff_core.data import recently_used
-from atdiff_core.data.batch import Batch
 from atdiff_core.data.decoding import SampleDecoder
 from atdiff_core.data.index import load_index
 from atdiff_core.data.order import Layout, Places, SampleOrder
@@ -47,33 +45,6 @@ def shards(folder: Path) -> ShardSet:
 def keys(shards: ShardSet, count: int, *, seed: int = 0, batch_size: int = 8, first: int = 0) -> list[str]:
     batches = islice(shards.batches(seed=seed, batch_size=batch_size, first=first), count)
     return [key for batch in batches for key in batch.keys]
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """The global minibatch of the ranks' parts."""
-
-    def dealt(rows: Iterable[Sequence[Any]]) -> list[Any]:
-        return [value for row in zip(*rows, strict=True) for value in row]
-
-    return Batch(
-        torch.stack([part.content for part in parts], dim=1).flatten(0, 1),
-        torch.stack([part.labels for part in parts], dim=1).flatten(),
-        dealt(part.captions for part in parts),
-        dealt(part.positions for part in parts),
-        dealt(part.numbers for part in parts),
-        dealt(part.keys for part in parts),
-    )
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = torch.equal(one.content, other.content) and torch.equal(one.labels, other.labels)
-    lists = (one.positions, one.numbers, one.keys, one.captions) == (
-        other.positions,
-        other.numbers,
-        other.keys,
-        other.captions,
-    )
-    return tensors and lists
 
 
 LAYOUTS = st.builds(Layout, st.sampled_from([1, 2, 3, 5, 12, 24]), st.integers(1, 5))

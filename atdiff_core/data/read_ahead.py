@@ -82,11 +82,8 @@ def ranges_of(table: MemberTable, rows: NDArray[np.int64]) -> list[tuple[int, in
     sizes = np.stack([table.sizes[each][rows] for each in table.extensions])
     starts = np.where(offsets < 0, np.iinfo(np.int64).max, offsets).min(axis=0)
     ends = np.where(offsets < 0, 0, offsets + sizes).max(axis=0)
-    ranges: list[tuple[int, int]] = []
-    for row in np.argsort(starts):
-        start, end = int(starts[row]), int(ends[row])
-        if ranges and start <= ranges[-1][1] + GAP_BYTES:
-            ranges[-1] = ranges[-1][0], max(ranges[-1][1], end)
-        else:
-            ranges.append((start, end))
-    return ranges
+    order = np.argsort(starts)
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    apart = starts[1:] > ends[:-1] + GAP_BYTES
+    firsts, lasts = starts[np.r_[True, apart]], ends[np.r_[apart, True]]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))

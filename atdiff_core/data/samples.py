@@ -1,8 +1,8 @@
 """Single samples of a set, each at the cost of one range read and one decoding."""
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from atdiff_core.data.tar_walk import IMAGE_EXTENSIONS, LATENT_EXTENSION
 SPAN_BYTES = 2**20
 """Members of a sample are neighbours: up to this length they are read at once, with what is between them."""
 
-Member = tuple[int, int, int]
-"""Where a member starts and ends in its tar, and its CRC-32."""
+CONTENTS = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What one sample holds: a picture or a latent, its label, all its captions."""
 
     content: NDArray[np.uint8] | NDArray[np.float32]
@@ -68,7 +66,7 @@ class SampleReader:
         self._starts = counts.cumsum(0) - counts
         total, shape = int(counts.sum()), self._decoder.shape
         sample_bytes = int(np.prod(shape)) * self._decoder.dtype.itemsize
-        self._columns = RecentlyUsed(lambda shard: _Columns(files.table(shard), files.index))
+        self._lines = RecentlyUsed(lambda shard: _Lines(files.table(shard), files.index))
         self._memory = _Memory(total, self._decoder) if total * sample_bytes <= memory_bytes else None
 
     @property
@@ -76,27 +74,37 @@ class SampleReader:
         """Whether the set fits into memory."""
         return self._memory is not None
 
-    def at(self, places: Places) -> Samples:
+    def content_of(self, count: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of the content of so many samples."""
+        return (count, *self._decoder.shape), self._decoder.dtype
+
+    def at(self, places: Places, content: Tensor | None = None) -> Samples:
         """The samples at some places, in their order.
+
+        Args:
+            content: Where their content is written, say in memory that processes share; as
+                ``content_of`` describes it. New memory without it.
 
         Raises:
             ValueError: If a shard or a sample is missing or damaged; names it and the offset.
         """
         numbers = (self._starts[places.shards] + places.rows).tolist()
-        where = list(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
-        keys = [self._files.table(shard).key(row) for shard, row in where]
+        shards, rows = places.shards.tolist(), places.rows.tolist()
+        lines = {shard: self._lines(shard) for shard in set(shards)}
+        keys = [lines[shard].key(row) for shard, row in zip(shards, rows, strict=True)]
+        if content is None:
+            shape, dtype = self.content_of(len(numbers))
+            content = torch.empty(shape, dtype=dtype)
         if self._memory is not None:
-            for number, (shard, row) in zip(numbers, where, strict=True):
+            for number, shard, row in zip(numbers, shards, rows, strict=True):
                 if not self._memory.filled[number]:
-                    self._memory.keep(number, self._sample(shard, row))
-            return self._memory.samples(numbers, keys)
-        content = torch.empty((len(numbers), *self._decoder.shape), dtype=self._decoder.dtype)
+                    self._memory.keep(number, self._sample(shard, row, lines[shard].of[row].tolist()))
+            return self._memory.samples(numbers, keys, content)
         labels, captions, array = [], [], content.numpy()
-        for place, (shard, row) in enumerate(where):
-            sample = self._sample(shard, row)
-            array[place] = sample.content
-            labels.append(sample.label)
-            captions.append(sample.captions)
+        for place, (shard, row) in enumerate(zip(shards, rows, strict=True)):
+            array[place], label, texts = self._sample(shard, row, lines[shard].of[row].tolist())
+            labels.append(label)
+            captions.append(texts)
         return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
 
     def captions_at(self, places: Places) -> list[tuple[str, ...]]:
@@ -108,76 +116,80 @@ class SampleReader:
         return [self._captions(*place) for place in zip(places.shards.tolist(), places.rows.tolist(), strict=True)]
 
     def _captions(self, shard: int, row: int) -> tuple[str, ...]:
-        _, (*_, member) = self._columns(shard).members(row)
-        if member is None:
+        _, first, _, *members = self._lines(shard).of[row].tolist()
+        start, stop, checksum = members[-3:]
+        if checksum == ABSENT:
             return ()
-        (text,) = self._contents(shard, row, [member])
+        text = self._files.read(shard, first + start, first + stop)
+        self._check(text, checksum, shard, row, first + start)
         try:
             return self._decoder.captions(text)
         except ValueError as error:
-            raise ValueError(f"{self._named(shard, row, member)}: {error}") from error
+            raise ValueError(f"{self._named(shard, row, first + start)}: {error}") from error
 
-    def _sample(self, shard: int, row: int) -> Sample:
-        extension, members = self._columns(shard).members(row)
-        decoder = self._decoder
-        content, label, text = self._contents(shard, row, members)
-        try:
-            return Sample(decoder.decoded(content or b"", extension), decoder.label(label), decoder.captions(text))
-        except ValueError as error:
-            raise ValueError(f"{self._named(shard, row, members[0])}: {error}") from error
-
-    def _contents(self, shard: int, row: int, members: Sequence[Member | None]) -> list[bytes | None]:
-        """The bytes of each member, as they were indexed; one read where they are neighbours."""
-        present = [member for member in members if member is not None]
-        first, last = min(present)[0], max(member[1] for member in present)
-        span = self._files.read(shard, first, last) if last - first <= SPAN_BYTES else None
-        contents: list[bytes | None] = []
-        for member in members:
-            if member is None:
-                contents.append(None)
+    def _sample(self, shard: int, row: int, line: list[int]) -> Sample:
+        """Read, check and decode one sample; ``line`` as in ``_Lines``."""
+        kind, first, length, *members = line
+        span = self._files.read(shard, first, first + length) if length <= SPAN_BYTES else None
+        found: list[bytes | None] = []
+        for start, stop, checksum in zip(members[0::3], members[1::3], members[2::3], strict=True):
+            if checksum == ABSENT:
+                found.append(None)
                 continue
-            start, stop, checksum = member
-            content = self._files.read(shard, start, stop) if span is None else span[start - first : stop - first]
-            if zlib.crc32(content) != checksum:
-                raise ValueError(
-                    f"{self._named(shard, row, member)}: not the bytes that were indexed (their checksum differs)"
-                )
-            contents.append(content)
-        return contents
+            member = self._files.read(shard, first + start, first + stop) if span is None else span[start:stop]
+            self._check(member, checksum, shard, row, first + start)
+            found.append(member)
+        content, label, text = found
+        decoder = self._decoder
+        try:
+            return Sample(decoder.decoded(content or b"", CONTENTS[kind]), decoder.label(label), decoder.captions(text))
+        except ValueError as error:
+            raise ValueError(f"{self._named(shard, row, first + members[0])}: {error}") from error
 
-    def _named(self, shard: int, row: int, member: Member | None) -> str:
-        offset = "" if member is None else f", offset {member[0]}"
-        return f"{self._files.name(shard)}, sample {self._files.table(shard).key(row)}{offset}"
+    def _check(self, member: bytes, checksum: int, shard: int, row: int, offset: int) -> None:
+        """Whether these are the bytes that were indexed."""
+        if zlib.crc32(member) != checksum:
+            where = self._named(shard, row, offset)
+            raise ValueError(f"{where}: not the bytes that were indexed (their checksum differs)")
+
+    def _named(self, shard: int, row: int, offset: int) -> str:
+        return f"{self._files.name(shard)}, sample {self._files.table(shard).key(row)}, offset {offset}"
 
 
-class _Columns:
-    """Where the members of a shard's samples lie, looked up row by row: a reader needs few rows of many shards."""
+class _Lines:
+    """A shard's table turned round: what a reader needs of a sample lies together and is looked up at once.
+
+    Attributes:
+        of: ``[samples, 12]``, int64: which of ``CONTENTS``; where the members start in the tar and
+            how many bytes further the last ends; then, for content, label and captions, where the
+            member starts and stops, counted from the first, and its CRC-32, -1 where it is absent.
+    """
 
     def __init__(self, table: MemberTable, index: ShardIndex) -> None:
-        def columns(extension: str) -> tuple[Integers, Integers, Integers]:
-            offsets = table.offsets[extension]
-            return offsets, offsets + table.sizes[extension], table.crc32s[extension]
+        contents = [each for each in CONTENTS if each in table.offsets]
+        kinds = np.argmax([table.offsets[each] != ABSENT for each in contents], axis=0)
+        beside = [("cls", bool(index.classes)), ("txt", index.captions is not None)]
+        absent = np.full(len(table), ABSENT)
 
-        contents = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
-        self._contents = {each: columns(each) for each in contents if each in table.offsets}
-        wanted = (("cls", bool(index.classes)), ("txt", index.captions is not None))
-        self._rows = len(table)
-        self._beside = [columns(each) if used and each in table.offsets else None for each, used in wanted]
+        def of_members(columns: dict[str, Integers]) -> Integers:
+            content = np.choose(kinds, [columns[each] for each in contents])
+            others = (columns[each] if used and each in columns else absent for each, used in beside)
+            return np.stack([content, *others])
+
+        starts, sizes, checksums = map(of_members, (table.offsets, table.sizes, table.crc32s))
+        first = np.where(starts == ABSENT, np.iinfo(np.int64).max, starts).min(axis=0)
+        stops = starts + sizes
+        numbered = np.array([CONTENTS.index(each) for each in contents])
+        members = np.stack([starts - first, stops - first, checksums], axis=1).reshape(-1, len(table))
+        self.of: Integers = np.stack([numbered[kinds], first, stops.max(axis=0) - first, *members], axis=1)
+        self._keys, self._key_ends = table.key_blob.data, table.key_ends
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self.of)
 
-    def members(self, row: int) -> tuple[str, list[Member | None]]:
-        """Extension of a sample's content; then its content, label and captions, ``None`` where there are none."""
-        found = ((each, _member(columns, row)) for each, columns in self._contents.items())
-        extension, content = next((each, member) for each, member in found if member is not None)
-        return extension, [content, *(None if columns is None else _member(columns, row) for columns in self._beside)]
-
-
-def _member(columns: tuple[Integers, Integers, Integers], row: int) -> Member | None:
-    offsets, stops, checksums = columns
-    offset = int(offsets[row])
-    return None if offset == ABSENT else (offset, int(stops[row]), int(checksums[row]))
+    def key(self, row: int) -> str:
+        """As ``MemberTable.key``, without an array in between."""
+        return str(self._keys[self._key_ends[row - 1] if row else 0 : self._key_ends[row]], "utf-8")
 
 
 class _Memory:
@@ -197,7 +209,8 @@ class _Memory:
             self._captions[number] = sample.captions
         self.filled[number] = 1
 
-    def samples(self, numbers: list[int], keys: list[str]) -> Samples:
+    def samples(self, numbers: list[int], keys: list[str], content: Tensor) -> Samples:
         chosen = torch.tensor(numbers, dtype=torch.int64)
         captions = [self._captions.get(number, ()) for number in numbers]
-        return Samples(self._content[chosen], self._labels[chosen], captions, keys, numbers)
+        torch.index_select(self._content, 0, chosen, out=content)
+        return Samples(content, self._labels[chosen], captions, keys, numbers)

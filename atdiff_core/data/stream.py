@@ -91,11 +91,15 @@ class ShardSet:
             batches = (self.batch(request, number) for number in count(first))
         return batches if self._reader.keeps_all and not self._is_remote else self._read_ahead(batches, request, first)
 
-    def batch(self, request: Request, number: int) -> Batch:
-        """One minibatch."""
+    def content_of(self, count: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of the content of so many samples, as they are stored."""
+        return self._reader.content_of(count)
+
+    def batch(self, request: Request, number: int, content: Tensor | None = None) -> Batch:
+        """One minibatch, its content in the memory that is given, or in new."""
         positions = request.positions(number)
         places = self._order.places(request.seed, positions.start, positions.stop, positions.step)
-        samples = self._reader.at(places)
+        samples = self._reader.at(places, content)
         captions = [
             self._caption(captions, request.seed, position)
             for captions, position in zip(samples.captions, positions, strict=True)
