@@ -81,8 +81,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _leave(f"{error.name} is not installed; run: pip install 'atdiff[sweep,demo,text]'", BAD_INPUT)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename and str(error.filename) not in str(error) else ""
-        _leave(f"{error.strerror or error}{where}: {error}" if error.strerror else f"{error}", BAD_INPUT)
+        known = error.filename is not None and error.strerror
+        _leave(f"{error.filename}: {error.strerror}" if known else str(error), BAD_INPUT)
     except ValueError as error:
         _leave("\n".join(_plain(error)), BAD_INPUT)
 

@@ -23,7 +23,7 @@ def law(
     from pipeline.report.law_text import print_laws, write_laws
 
     console, scales = Console(), predict or []
-    if source.is_file():
+    if source.is_file() or source.suffix == ".csv":
         from pipeline.law_table import table_laws
 
         laws = {each.series: each.law for each in table_laws(source)}
