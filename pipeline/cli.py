@@ -20,6 +20,7 @@ from pipeline.commands import (
     mismatch,
     networks,
     planning,
+    pretraining,
     prompts,
     replays,
     services,
@@ -27,6 +28,7 @@ from pipeline.commands import (
     shard_sets,
     solvers,
     studies,
+    text_evaluation,
 )
 
 app = typer.Typer(
@@ -43,9 +45,11 @@ app.command("latents")(set_pictures.latents)
 app.command("prompts")(prompts.prompts)
 app.add_typer(checkpoints.importing, name="import")
 app.add_typer(checkpoints.exporting, name="export")
+app.add_typer(pretraining.app, name="pretrain")
 app.command("train")(networks.train)
 app.command("sample")(evaluation.sample)
 app.command("evaluate")(evaluation.evaluate)
+app.command("evaluate-text")(text_evaluation.evaluate_text)
 app.command("mismatch")(mismatch.mismatch)
 app.command("robustness")(mismatch.robustness)
 app.command("solver-error")(solvers.solver_error)

@@ -14,6 +14,7 @@ from atdiff_core.files import read_json, sha256_of, write_json
 from atdiff_core.metrics.evaluation import Evaluated, EvaluationConfig, Evaluator
 from atdiff_core.samplers import Sampler
 from atdiff_core.snapshots import Snapshot, load_snapshot
+from atdiff_core.text_sampling import TextSampler
 
 REVISION = 1
 """Part of every cell's key: to be raised when the same settings give other figures."""
@@ -42,7 +43,7 @@ class Cell:
     """
 
     model: str
-    sampler: Sampler
+    sampler: Sampler | TextSampler
     figures: dict[str, float]
     time_ms: int
 
@@ -52,7 +53,7 @@ class Sampled:
     """Progress inside a cell: so many images more."""
 
     model: str
-    sampler: Sampler
+    sampler: Sampler | TextSampler
     images: int
 
 

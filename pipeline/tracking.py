@@ -212,7 +212,14 @@ def _nfe_curves(record: TrialRecord) -> list[Metric]:
 
 
 def track_evaluation(
-    root: Path, *, key: str, name: str, parameters: dict[str, str], cells: Iterable[Cell], tracking: str | None = None
+    root: Path,
+    *,
+    key: str,
+    name: str,
+    parameters: dict[str, str],
+    cells: Iterable[Cell],
+    tracking: str | None = None,
+    pictures: Iterable[Path] = (),
 ) -> str:
     """Curves over NFE of one model that was judged outside a sweep; the id of its MLflow run.
 
@@ -220,6 +227,7 @@ def track_evaluation(
         root: Folder of the database.
         key: What the run is found by; judged again, the same model adds to its curves.
         tracking: Address of another MLflow than the root's own.
+        pictures: Files to show with the run.
     """
     workspace = Workspace(root, EVALUATIONS, tracking)
     root.mkdir(parents=True, exist_ok=True)
@@ -235,6 +243,8 @@ def track_evaluation(
     client.log_batch(run_id, params=new)
     for start in range(0, len(curves), BATCH):
         client.log_batch(run_id, metrics=curves[start : start + BATCH])
+    for picture in pictures:
+        client.log_artifact(run_id, str(picture))
     client.set_terminated(run_id)
     return run_id
 

@@ -44,3 +44,44 @@ def stamps_folder(folder: Path, *, count: int = 40, side: int = 40) -> Path:
     (folder / "other" / "drawn.txt").write_text("A drawing.\n")
     (folder / "other" / "09.txt").write_text("es.utf8=Sin ingles.\n")
     return folder
+
+
+def clip_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A randomly initialised CLIP for pictures of 16 pixels, as ``atdiff pretrain clip`` writes it."""
+    from atdiff_core.pretraining.clip import ClipShape, save_clip
+
+    shape = ClipShape(resolution=16, vocabulary=600, tokens=16, width=16, layers=1, heads=2)
+    tokenizer = trained_tokenizer(SENTENCES, vocabulary=shape.vocabulary, tokens=shape.tokens)
+    save_clip(shape.build(tokenizer, seed=seed), tokenizer, shape, folder)
+    return folder
+
+
+def pipeline_folder(folder: Path, encoder: Path, *, distilled: bool, seed: int = 0) -> Path:
+    """A randomly initialised pipeline of diffusers that makes pictures of 16 pixels."""
+    from diffusers import (
+        DDIMScheduler,
+        LatentConsistencyModelPipeline,
+        LCMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+
+    from atdiff_core.pretraining.autoencoder import AutoencoderShape
+    from atdiff_core.text_encoders import load_text_encoder
+
+    text = load_text_encoder(str(encoder))
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=text.width, attention_head_dim=4, time_cond_proj_dim=8 if distilled else None,
+    )  # fmt: skip
+    vae = AutoencoderShape(resolution=16, channels=(8, 8)).build(seed=seed)
+    kind, scheduler = (
+        (LatentConsistencyModelPipeline, LCMScheduler()) if distilled else (StableDiffusionPipeline, DDIMScheduler())
+    )
+    kind(
+        vae=vae, text_encoder=text.network, tokenizer=text.tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from atdiff_core.metrics.features import METRIC_NAMES, FeatureName
 from atdiff_core.metrics.standard_errors import FrechetError, kernel_error
 
 KERNEL_SUBSETS = 6
@@ -43,6 +44,17 @@ class Distances:
     kernel_std: float
     frechet_se: float
     kernel_se: float
+
+    def named(self, features: FeatureName) -> dict[str, float]:
+        """All of them under the names that they have in a feature space, say ``fd_efflite0_64``."""
+        frechet, kernel = METRIC_NAMES[features]["frechet"], METRIC_NAMES[features]["kernel"]
+        return {
+            frechet: self.frechet,
+            f"{frechet}_se": self.frechet_se,
+            kernel: self.kernel,
+            f"{kernel}_se": self.kernel_se,
+            f"{kernel}_std": self.kernel_std,
+        }
 
 
 class DistanceMeter:

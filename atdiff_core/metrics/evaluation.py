@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atdiff_core.config import Config
@@ -14,7 +13,6 @@ from atdiff_core.data.stream import ShardSet
 from atdiff_core.karras import PREDICTS, KarrasNoise
 from atdiff_core.metrics.distances import DistanceMeter, Distances
 from atdiff_core.metrics.features import (
-    CACHED_AS,
     METRIC_NAMES,
     DistanceName,
     FeatureName,
@@ -24,11 +22,11 @@ from atdiff_core.metrics.features import (
 )
 from atdiff_core.metrics.inception_score import SPLITS, inception_score
 from atdiff_core.metrics.precision_recall import NEIGHBOURS, precision_recall
+from atdiff_core.metrics.reference import reference_features
 from atdiff_core.metrics.robustness import Attack, robustness
 from atdiff_core.networks import NoisePredictor
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
-from atdiff_core.randomness import derived_seed
 from atdiff_core.samplers import Sampler, sample
 from atdiff_core.team import ALONE, Team
 
@@ -139,20 +137,8 @@ class Evaluator:
         self.network = feature_network(config.features, device)
         self._batch_size = batch_size
         self._shards = shards
-        self._reference = self._reference_features(shards, cache)
+        self._reference = reference_features(shards, config.reference, config.features, self.network, cache)
         self._meter = DistanceMeter(self._reference)
-
-    def _reference_features(self, shards: ShardSet, cache: Path) -> Tensor:
-        """Features of the dataset, kept under what they depend on."""
-        count = min(self.config.reference, shards.num_samples)
-        file = cache / f"{CACHED_AS[self.config.features]}-{count}-{shards.fingerprint[:32]}.safetensors"
-        if not file.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            features = features_of(shards.images(limit=count), self.network)
-            scratch = file.with_suffix(f".{derived_seed(id(self))}")
-            save_file({"features": features}, scratch)
-            scratch.replace(file)
-        return load_file(file)["features"]
 
     def evaluate(
         self,
@@ -203,14 +189,7 @@ class Evaluator:
 
     def _evaluated(self, sampler: Sampler, features: Tensor, images: Tensor) -> Evaluated:
         distances = self._meter(features)
-        names = METRIC_NAMES[self.config.features]
-        figures = {
-            names["frechet"]: distances.frechet,
-            f"{names['frechet']}_se": distances.frechet_se,
-            names["kernel"]: distances.kernel,
-            f"{names['kernel']}_se": distances.kernel_se,
-            f"{names['kernel']}_std": distances.kernel_std,
-        }
+        figures = distances.named(self.config.features)
         if self.config.full:
             coverage = precision_recall(features, self._reference)
             space = "" if self.config.features == "inception" else f"_{self.config.features}"
