@@ -11,7 +11,7 @@ from atdiff_core.files import read_json, sha256_of, write_json
 from atdiff_core.objectives.objective import Teacher
 from atdiff_core.sharding import whole_tensor
 from atdiff_core.timesteps import LossHistory
-from atdiff_core.train_config import SCRATCH, TrainConfig
+from atdiff_core.train_config import TrainConfig
 from atdiff_core.train_state import Execution, TrainState
 
 FORMAT = 3
@@ -72,7 +72,7 @@ def load_checkpoint(
     if not file.is_file() or sha256_of(file) != index["sha256"]:
         raise ValueError(f"{file} is missing or damaged (its sha256 differs); delete {folder} to start this run again")
     execution = execution or Execution()
-    state = TrainState.fresh(config.but(start_from=SCRATCH), execution=execution, teacher=teacher)
+    state = TrainState.made(config, None, execution, teacher)
     _restore(state, load_file(file, device=execution.device))
     state.minibatches = index["minibatches"]
     return state

@@ -9,9 +9,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from atdiff_core.networks import UNet
+from atdiff_core.text_networks import TextUNet
 
 BYTES_PER_PARAMETER = 4 * 5
 """Float32 weights, their gradient, Adam's two moments and the weight average."""
+
+TOKENS = 77
+"""Of a prompt: those of CLIP's text encoders."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,23 @@ class NetworkCosts:
         return self.parameters * BYTES_PER_PARAMETER + self.saved_bytes * batch_size
 
 
+def _condition(network: UNet | TextUNet) -> dict[str, Tensor]:
+    """What the diffusers network is told beside image and level."""
+    if isinstance(network, TextUNet):
+        prompt = {"encoder_hidden_states": torch.zeros(1, TOKENS, network.prompt_width)}
+        guidance = {"timestep_cond": torch.zeros(1, network.guidance_width)} if network.guidance_width else {}
+        return prompt | guidance
+    return {"class_labels": torch.zeros(1, dtype=torch.long)} if network.num_classes else {}
+
+
 @lru_cache(maxsize=32)
-def network_costs(network: UNet) -> NetworkCosts:
+def network_costs(network: UNet | TextUNet) -> NetworkCosts:
     """Counts a forward-backward of one image on torch's meta device: milliseconds, no memory."""
     with torch.device("meta"):
         unet = network.build_unet()
         image = torch.zeros(1, network.image_channels, network.resolution, network.resolution, requires_grad=True)
         timesteps = torch.zeros(1, dtype=torch.long)
-        labels = torch.zeros(1, dtype=torch.long) if network.num_classes else None
+        told = _condition(network)
     owned = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     saved: dict[int, int] = {}
 
@@ -56,7 +69,7 @@ def network_costs(network: UNet) -> NetworkCosts:
 
     kept: list[Tensor] = []
     with FlopCounterMode(display=False) as forward, saved_tensors_hooks(note, lambda tensor: tensor):
-        output = unet(image, timesteps, class_labels=labels, return_dict=False)[0]
+        output = unet(image, timesteps, **told, return_dict=False)[0]
     with FlopCounterMode(display=False) as backward:
         output.sum().backward()
     return NetworkCosts(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -10,6 +11,29 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def first_line(error: Exception) -> str:
     """What an error of a library says, in one line that is not too long."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def local_folder(name: str) -> Path:
+    """Where a pipeline lies: the folder itself, or, where there is none, a download of the hub's pipeline of that id.
+
+    Of the hub only configurations, vocabularies and weights in safetensors are taken.
+
+    Raises:
+        ValueError: The hub does not give it.
+    """
+    if Path(name).exists() or not HUB_ID.fullmatch(name):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            name,
+            allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*model.safetensors"],
+            ignore_patterns=["*fp16*", "*non_ema*", "safety_checker/*"],
+        )
+    except Exception as error:  # The hub's client raises many kinds.
+        raise ValueError(f"{name}: no such folder, and the hub does not give it ({first_line(error)})") from None
+    return Path(found)
 
 
 @contextmanager

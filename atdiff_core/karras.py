@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
+from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.noise import NoiseSchedule
 
 TIME_SCALE = 250
@@ -81,22 +82,25 @@ class KarrasNoise(Config):
         return sigma - self.sigma_min if self.kind == "consistency" else sigma
 
 
-Noise = Annotated[NoiseSchedule | KarrasNoise, Field(discriminator="kind")]
+Noise = Annotated[NoiseSchedule | KarrasNoise | LatentConsistencyNoise, Field(discriminator="kind")]
 """What a network was trained on and what its output means; decides which samplers can step it."""
 
 
-def signal_and_sigma(noise: NoiseSchedule | KarrasNoise, timestep: float) -> tuple[float, float]:
+def signal_and_sigma(noise: Noise, timestep: float) -> tuple[float, float]:
     """Factors of image and noise in x_t at a level, as the network is told it."""
     if isinstance(noise, KarrasNoise):
         return 1.0, math.exp(timestep / TIME_SCALE)
-    abar = float(noise.abar[int(timestep)])
+    schedule = noise.schedule if isinstance(noise, LatentConsistencyNoise) else noise
+    abar = float(schedule.abar[int(timestep)])
     return math.sqrt(abar), math.sqrt(1 - abar)
 
 
 PREDICTS = {
     "linear": "predicts noise",
     "cosine": "predicts noise",
+    "scaled_linear": "predicts noise",
     "edm": "is an EDM denoiser",
     "consistency": "is a consistency model",
+    "latent_consistency": "is a latent consistency model",
 }
 """What a network with noise of each kind does, in words for errors."""

@@ -11,6 +11,7 @@ from atdiff_core.config import Config
 
 if TYPE_CHECKING:
     from atdiff_core.data.batch import Batch
+    from atdiff_core.data.prompts import Prompts
 
 
 class UNet(Config):
@@ -93,9 +94,13 @@ class UNet(Config):
         """Elements of one image, D."""
         return self.image_channels * self.resolution**2
 
-    def condition_of(self, batch: "Batch") -> dict[str, Tensor]:
+    def condition_of(self, batch: "Batch", prompts: "Prompts | None") -> dict[str, Tensor]:
         """What of a minibatch the network is told beside the images, by the name of its argument."""
         return {"labels": batch.labels} if self.num_classes else {}
+
+    def fitting(self, *, embeds_guidance: bool, adapts: bool) -> Self:
+        """The network of one run; see ``TextUNet``. This one is the same in all of them."""
+        return self
 
     def at(self, resolution: int) -> Self:
         """The same network for another image size: attention keeps its pixel sizes, where a level has them."""
@@ -177,15 +182,18 @@ class NoisePredictor(nn.Module):
         Returns:
             ``[batch, image_channels, height, width]``, or twice the channels.
         """
-        self._check(noisy, labels)
+        self._check_image(noisy)
+        self._check_labels(labels)
         predicted: Tensor = self.unet(noisy, timesteps, class_labels=labels, return_dict=False)[0]
         return predicted
 
-    def _check(self, noisy: Tensor, labels: Tensor | None) -> None:
+    def _check_image(self, noisy: Tensor) -> None:
         if noisy.dim() != 4 or noisy.shape[1] != self.image_channels:
             raise ValueError(f"the network takes images of {self.image_channels} channels, got {list(noisy.shape)}")
         if noisy.shape[2] % self._halvings or noisy.shape[3] % self._halvings:
             raise ValueError(f"height and width must be divisible by {self._halvings}, got {list(noisy.shape[2:])}")
+
+    def _check_labels(self, labels: Tensor | None) -> None:
         if self.num_classes and labels is None:
             raise ValueError(f"the network is conditioned on {self.num_classes} classes: labels are needed, got none")
         if labels is None:

@@ -28,7 +28,8 @@ class Optimization(Config):
     ema_half_life_kpass: Annotated[float, Field(gt=0)] = 10.0
 
     def optimizer(self, network: nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(learning, self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def learning_rate_at(self, kpass: float, *, budget_kpass: float) -> float:
         """Learning rate once ``kpass`` of ``budget_kpass`` thousand passes are done."""

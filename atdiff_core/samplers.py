@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import torch
@@ -9,16 +10,28 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
-from atdiff_core.karras import PREDICTS, KarrasNoise
+from atdiff_core.guidance import Conditioning, guided
+from atdiff_core.karras import PREDICTS, KarrasNoise, Noise
+from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.networks import predicted_noise
-from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser
 from atdiff_core.randomness import Randomness
-from atdiff_core.schedulers import STEPS, SamplerKind, Scheduler, Spacing, karras_scheduler, vp_scheduler
+from atdiff_core.schedulers import (
+    STEPS,
+    SamplerKind,
+    Scheduler,
+    Spacing,
+    karras_scheduler,
+    latent_scheduler,
+    vp_scheduler,
+)
 
+NOTHING = Conditioning()
 FINISHED = -1
 """In place of a timestep: after the last step, where the sampler's state is an image."""
-_LABEL = re.compile(rf"({'|'.join(STEPS)})(_logsnr)?(?:_es([\d.e-]+)(?:_([\d.e-]+))?)?")
+_LABEL = re.compile(rf"({'|'.join(STEPS)})(_logsnr)?(?:_es([\d.e-]+)(?:_([\d.e-]+))?)?(?:_g([\d.]+))?")
+GUIDED: tuple[SamplerKind, ...] = ("ddim", "ancestral", "dpmpp_2m", "lcm")
+"""Samplers that know what to do with a guidance scale."""
 
 
 class EpsilonScaling(Config):
@@ -64,8 +77,10 @@ class Sampler(Config):
             Those were for networks that predict noise. For EDM denoisers: ``edm_euler``,
             deterministic on Karras levels, and ``edm_dpmpp_2m``, of order 2. For consistency
             models: ``cm``, in one step or several, with fresh noise between them (Song et al.,
-            arXiv:2303.01469, Algorithm 1) on evenly spaced levels of the noise.
-        nfe: Network evaluations per image, all of the same cost. A single one is made at T - 1,
+            arXiv:2303.01469, Algorithm 1) on evenly spaced levels of the noise. For latent
+            consistency models: ``lcm``, the same on their grid of timesteps (arXiv:2310.04378).
+        nfe: Network evaluations per image, all of the same cost, or twice as many where a network
+            is guided that is not told the scale. A single one is made at T - 1,
             except by ``dpmpp_2m``, which starts where it always does.
         spacing: Levels of ``dpmpp_2m``. ``uniform``: evenly in t, the last step going to x_0.
             ``log_snr``: evenly in the logarithm of signal over noise, from 0.992 of the range down
@@ -75,17 +90,23 @@ class Sampler(Config):
             that timestep, where the original stretches the 996 levels it accepts of a cosine
             schedule over 1000.
         epsilon_scaling: Divisor of the predicted noise.
+        guidance: How far the prediction is moved away from the one without a prompt, for networks
+            that attend to prompts: diffusers' ``guidance_scale``, 1 for none. With ``lcm``
+            the network is told ``guidance - 1``, the papers' w, and asked once.
     """
 
     kind: SamplerKind = "ddim"
     nfe: Annotated[int, Field(ge=1)] = 10
     spacing: Spacing = "uniform"
     epsilon_scaling: EpsilonScaling = EpsilonScaling()
+    guidance: float = Field(1.0, ge=1, exclude_if=lambda guidance: guidance == 1)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.spacing != "uniform" and self.kind != "dpmpp_2m":
             raise ValueError(f"spacing {self.spacing} is one of dpmpp_2m, got it for {self.kind}")
+        if self.guidance != 1 and self.kind not in GUIDED:
+            raise ValueError(f"guidance is for {', '.join(GUIDED)}, got {self.guidance:g} for {self.kind}")
         if self.epsilon_scaling != EpsilonScaling() and "linear" not in STEPS[self.kind]:
             raise ValueError(f"epsilon_scaling divides a predicted noise, {self.kind} steps other networks")
         smallest = min(self.epsilon_scaling.at(0), self.epsilon_scaling.at(self.nfe - 1))
@@ -101,29 +122,35 @@ class Sampler(Config):
             raise ValueError(
                 "a sampler must be ddim, ancestral, iddpm, dpmpp_2m or dpmpp_2m_logsnr, each with _es1.017 or "
                 "_es1.0_0.0025 (constant, slope) behind it for epsilon scaling, edm_euler or edm_dpmpp_2m for EDM "
-                f"denoisers, or cm for consistency models, got {label!r}"
+                "denoisers, cm for consistency models, or lcm for latent ones; ddim, ancestral, dpmpp_2m and lcm also "
+                f"with _g7.5 for guidance, got {label!r}"
             )
-        kind, log_snr, constant, slope = parts.groups()
+        kind, log_snr, constant, slope, guidance = parts.groups()
         scaling = {"constant": constant or 1.0, "slope": slope or 0.0}
-        fields = {"kind": kind, "nfe": nfe, "spacing": "log_snr" if log_snr else "uniform", "epsilon_scaling": scaling}
+        spacing = "log_snr" if log_snr else "uniform"
+        fields = {"kind": kind, "nfe": nfe, "spacing": spacing, "epsilon_scaling": scaling, "guidance": guidance or 1.0}
         return cls.model_validate(fields)
 
     @property
     def label(self) -> str:
         """Short name of all but the NFE, say ``iddpm_es1.017``; different for different samplers."""
-        return self.kind + ("_logsnr" if self.spacing == "log_snr" else "") + self.epsilon_scaling.label
+        guidance = f"_g{_short(self.guidance)}" if self.guidance != 1 else ""
+        return self.kind + ("_logsnr" if self.spacing == "log_snr" else "") + self.epsilon_scaling.label + guidance
 
     @property
     def name(self) -> str:
         """The label with the NFE, say ``ddim_10``."""
         return f"{self.label}_{self.nfe}"
 
-    def fits(self, noise: NoiseSchedule | KarrasNoise) -> bool:
+    def fits(self, noise: Noise) -> bool:
         """Whether it can step a network trained on this noise."""
         return noise.kind in STEPS[self.kind]
 
-    def scheduler(self, noise: NoiseSchedule | KarrasNoise) -> Scheduler:
+    def scheduler(self, noise: Noise, *, bounded: bool = True) -> Scheduler:
         """The diffusers scheduler; its timesteps, times ``time_scale``, are what the network is asked about.
+
+        Args:
+            bounded: Whether samples lie in [-1, 1], as pictures do and latents do not.
 
         Raises:
             ValueError: It cannot step a network trained on this noise, or not in so many steps.
@@ -135,7 +162,11 @@ class Sampler(Config):
             )
         if isinstance(noise, KarrasNoise):
             return karras_scheduler(self.kind, self.nfe, noise)
-        return vp_scheduler(self.kind, self.nfe, self.spacing, noise)
+        if isinstance(noise, LatentConsistencyNoise):
+            return latent_scheduler(self.nfe, noise)
+        if self.epsilon_scaling != EpsilonScaling() and noise.predicts != "noise":
+            raise ValueError(f"epsilon_scaling divides a predicted noise, this network predicts the {noise.predicts}")
+        return vp_scheduler(self.kind, self.nfe, self.spacing, noise, bounded=bounded)
 
     @property
     def time_scale(self) -> int:
@@ -184,37 +215,47 @@ def _check_indices(indices: Sequence[int]) -> None:
 @torch.no_grad()
 def trajectory(
     network: Denoiser,
-    noise: NoiseSchedule | KarrasNoise,
+    noise: Noise,
     sampler: Sampler,
     *,
     shape: Sequence[int],
     indices: Sequence[int],
     seed: int,
     num_classes: int = 0,
+    conditioning: Conditioning = NOTHING,
+    bounded: bool = True,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[float, Tensor]]:
     """Yields (t, state) before each step of a sampler, then (``FINISHED``, the images).
 
     A state before a step at t is what the network is shown at t, ``[len(indices), *shape]``; in EDM
     coordinates, where t is 250 ln(sigma), it is shown the state scaled by c_in.
+
+    Args:
+        num_classes: Of a network with classes: each sample is given one of them.
+        conditioning: What the network is told besides.
+        bounded: Whether samples lie in [-1, 1], as pictures do and latents do not.
     """
-    scheduler = sampler.scheduler(noise)
+    scheduler = sampler.scheduler(noise, bounded=bounded)
     current = latents(shape, indices, seed=seed).to(device) * scheduler.init_noise_sigma
-    labels = (class_labels(indices, num_classes, seed=seed).to(device),) if num_classes else ()
+    if num_classes:
+        labels = {"labels": class_labels(indices, num_classes, seed=seed)}
+        conditioning = replace(conditioning, told={**conditioning.told, **labels})
+    ask = guided(network, conditioning.to(device), sampler.guidance, embedded=sampler.kind == "lcm")
     options: dict[str, Any] = {}
     if sampler.kind == "ddim":
         options = {"use_clipped_model_output": True}
-    elif sampler.kind in ("ancestral", "iddpm", "cm"):
+    elif sampler.kind in ("ancestral", "iddpm", "cm", "lcm"):
         options = {"generator": Randomness(seed, indices, "ancestral").generators()}
     levels: list[float] = scheduler.timesteps.tolist()
     for index, timestep in zip(reversed(range(sampler.nfe)), levels, strict=True):
         asked = timestep * sampler.time_scale
         yield asked, current
         shown = scheduler.scale_model_input(current, timestep)
-        output = sampler._scaled(network(shown, _told(asked, current), *labels).float(), index, shape[0])
+        output = sampler._scaled(ask(shown, _told(asked, current)).float(), index, shape[0])
         stepped = scheduler.step(output, timestep, current, return_dict=False, **options)
         current = stepped[0] if index else stepped[-1]  # A chain ends in x_0, without noise.
-    yield FINISHED, current.clamp(-1, 1)
+    yield FINISHED, current.clamp(-1, 1) if bounded else current
 
 
 def _told(timestep: float, states: Tensor) -> Tensor:
@@ -225,29 +266,32 @@ def _told(timestep: float, states: Tensor) -> Tensor:
 
 def sample(
     network: Denoiser,
-    noise: NoiseSchedule | KarrasNoise,
+    noise: Noise,
     sampler: Sampler,
     *,
     shape: Sequence[int],
     indices: Sequence[int],
     seed: int,
     num_classes: int = 0,
+    conditioning: Conditioning = NOTHING,
+    bounded: bool = True,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, int]:
-    """Images in [-1, 1], ``[len(indices), *shape]``, and the network evaluations they took.
+    """Images in [-1, 1], or latents, ``[len(indices), *shape]``, and the network evaluations they took.
 
-    The count is made by counting, not read off the sampler's settings.
+    The count is made by counting, not read off the sampler's settings; arguments as for ``trajectory``.
     """
     evaluations = 0
 
-    def counted(*inputs: Tensor) -> Tensor:
+    def counted(*inputs: Tensor, **told: Tensor) -> Tensor:
         nonlocal evaluations
         evaluations += 1
-        return network(*inputs)
+        return network(*inputs, **told)
 
     states = trajectory(
-        counted, noise, sampler, shape=shape, indices=indices, seed=seed, num_classes=num_classes, device=device
-    )
+        counted, noise, sampler, shape=shape, indices=indices, seed=seed, num_classes=num_classes,
+        conditioning=conditioning, bounded=bounded, device=device,
+    )  # fmt: skip
     for _, current in states:
         images = current
     return images, evaluations
@@ -255,7 +299,7 @@ def sample(
 
 def sample_batches(
     network: Denoiser,
-    noise: NoiseSchedule | KarrasNoise,
+    noise: Noise,
     sampler: Sampler,
     *,
     shape: Sequence[int],

@@ -11,10 +11,12 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    LCMScheduler,
 )
 from torch import Tensor
 
 from atdiff_core.karras import KarrasNoise
+from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.levels import (
     MIN_HALF_LOG_SNR,
     accepted_levels,
@@ -23,9 +25,9 @@ from atdiff_core.levels import (
     log_snr_start,
     strided_levels,
 )
-from atdiff_core.noise import NoiseSchedule
+from atdiff_core.noise import NoiseSchedule, Predicts
 
-SamplerKind = Literal["ddim", "ancestral", "iddpm", "dpmpp_2m", "edm_euler", "edm_dpmpp_2m", "cm"]
+SamplerKind = Literal["ddim", "ancestral", "iddpm", "dpmpp_2m", "edm_euler", "edm_dpmpp_2m", "cm", "lcm"]
 Spacing = Literal["uniform", "log_snr"]
 Scheduler: TypeAlias = (
     DDIMScheduler
@@ -34,15 +36,20 @@ Scheduler: TypeAlias = (
     | EDMEulerScheduler
     | EDMDPMSolverMultistepScheduler
     | CMStochasticIterativeScheduler
+    | LCMScheduler
 )
+PREDICTION_TYPES: dict[Predicts, str] = {"noise": "epsilon", "velocity": "v_prediction", "image": "sample"}
+"""What diffusers calls what a network predicts."""
+VARIANCE_PRESERVING = ("linear", "cosine", "scaled_linear")
 STEPS: dict[SamplerKind, tuple[str, ...]] = {
-    "ddim": ("linear", "cosine"),
-    "ancestral": ("linear", "cosine"),
-    "iddpm": ("linear", "cosine"),
-    "dpmpp_2m": ("linear", "cosine"),
+    "ddim": VARIANCE_PRESERVING,
+    "ancestral": VARIANCE_PRESERVING,
+    "iddpm": VARIANCE_PRESERVING,
+    "dpmpp_2m": VARIANCE_PRESERVING,
     "edm_euler": ("edm",),
     "edm_dpmpp_2m": ("edm",),
     "cm": ("consistency",),
+    "lcm": ("latent_consistency",),
 }
 """Kinds of noise whose networks each sampler can step."""
 
@@ -64,22 +71,48 @@ def karras_scheduler(kind: SamplerKind, nfe: int, noise: KarrasNoise) -> Schedul
     return made
 
 
-def vp_scheduler(kind: SamplerKind, nfe: int, spacing: Spacing, noise: NoiseSchedule) -> Scheduler:
-    """A scheduler with the noise levels that the network is asked about as its timesteps."""
+def latent_scheduler(nfe: int, noise: LatentConsistencyNoise) -> Scheduler:
+    """The scheduler of latent consistency models, on evenly spaced timesteps of the noise's grid."""
+    if nfe > noise.num_steps:
+        raise ValueError(f"nfe of lcm must be at most {noise.num_steps}, the timesteps of the grid, got {nfe}")
+    made = LCMScheduler(
+        num_train_timesteps=noise.schedule.num_timesteps,
+        trained_betas=noise.schedule.betas.numpy(),
+        original_inference_steps=noise.num_steps,
+        timestep_scaling=noise.timestep_scaling,
+        prediction_type=PREDICTION_TYPES[noise.schedule.predicts],
+    )
+    made.alphas_cumprod = noise.schedule.abar
+    made.set_timesteps(nfe)
+    return made
+
+
+def vp_scheduler(
+    kind: SamplerKind, nfe: int, spacing: Spacing, noise: NoiseSchedule, *, bounded: bool = True
+) -> Scheduler:
+    """A scheduler with the noise levels that the network is asked about as its timesteps.
+
+    Args:
+        bounded: Whether samples lie in [-1, 1], so that a predicted x_0 is clipped to it; latents do not.
+    """
     levels = _vp_levels(kind, spacing, noise)
     if nfe > levels:
         raise ValueError(f"nfe of {kind} must be at most {levels} for this noise schedule, got {nfe}")
-    common: dict[str, Any] = {"num_train_timesteps": noise.num_timesteps, "trained_betas": noise.betas.numpy()}
+    common: dict[str, Any] = {
+        "num_train_timesteps": noise.num_timesteps,
+        "trained_betas": noise.betas.numpy(),
+        "prediction_type": PREDICTION_TYPES[noise.predicts],
+    }
     made: Scheduler
     match kind:
         case "ddim":
-            made = DDIMScheduler(**common, clip_sample=True)
+            made = DDIMScheduler(**common, clip_sample=bounded)
             made.set_timesteps(noise.num_timesteps)
             made.timesteps = torch.tensor(strided_levels(noise.num_timesteps, nfe))
             made.alphas_cumprod = _abar_one_below(made.timesteps.tolist(), noise)
         case "ancestral" | "iddpm":
             variance = "learned_range" if kind == "iddpm" else "fixed_small"
-            made = DDPMScheduler(**common, clip_sample=True, variance_type=variance)
+            made = DDPMScheduler(**common, clip_sample=bounded, variance_type=variance)
             made.set_timesteps(timesteps=chain_levels(noise.num_timesteps, nfe))
             made.alphas_cumprod = noise.abar
         case _:

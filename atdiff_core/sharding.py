@@ -36,6 +36,8 @@ def shard(state: TrainState, config: TrainConfig, device: str) -> None:
         state: On the CPU, so that no device ever has to hold all of it.
         device: Where this rank's part goes, say ``cuda:1``.
     """
+    if not all(weight.requires_grad for weight in state.network.parameters()):
+        raise ValueError("a network that learns by LoRA is not split between ranks; set resources.sharded=False")
     kind = torch.device(device).type
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     learned = state.optimizer.state_dict()["state"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -10,22 +11,37 @@ from diffusers import (
     ConsistencyModelPipeline,
     DDPMPipeline,
     DDPMScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
     UNet2DModel,
 )
 from pydantic import TypeAdapter
 
+from atdiff_core.data.contents import Latents
 from atdiff_core.files import read_json, sha256_of, write_json
 from atdiff_core.karras import KarrasNoise, Noise
+from atdiff_core.latent_noise import LatentConsistencyNoise
+from atdiff_core.lora import without_updates
 from atdiff_core.networks import NoisePredictor, UNet
-from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.objective import Teacher
+from atdiff_core.schedulers import PREDICTION_TYPES
+from atdiff_core.text_networks import TextNoisePredictor, TextUNet
+from atdiff_core.text_snapshots import (
+    BETA_SCHEDULES,
+    Surroundings,
+    load_text_network,
+    save_text_pipeline,
+    schedule_in,
+)
 from atdiff_core.train_config import TrainConfig
 from atdiff_core.train_state import TrainState
 
 RECORD = "atdiff.json"
-_BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+NOTHING_AROUND = Surroundings()
 _LEARNED = "learned_range"
 _MAY_DIFFER = {"sample_size", "dropout"}
+_MAY_BE_NEW = {"time_cond_proj_dim"}
+"""What a student has and its teacher has not."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +52,13 @@ class Snapshot:
         network: In evaluation mode.
         noise: What it was trained on, and what its output means.
         key: The trial that made it, or the sha256 of its weights where no trial is known.
+        latents: What it makes, where that is no pictures and a trial of ours made it.
     """
 
     network: NoisePredictor
-    noise: NoiseSchedule | KarrasNoise
+    noise: Noise
     key: str
+    latents: Latents | None = None
 
     @property
     def teacher(self) -> Teacher:
@@ -63,7 +81,7 @@ class Snapshot:
         """Whether the output holds v behind the noise."""
         return self.network.learned_variance
 
-    def check_fits(self, unet: UNet) -> None:
+    def check_fits(self, unet: UNet | TextUNet) -> None:
         """Refuse to start a run of another network from these weights.
 
         The image size and the dropout may differ, nothing else: some differences, like the
@@ -73,27 +91,36 @@ class Snapshot:
             wanted = unet.build_unet().config
         names = [name for name in wanted if name not in _MAY_DIFFER and not name.startswith("_")]
         for name in names:
-            found, asked = (_plain(config[name]) for config in (self.network.unet.config, wanted))
-            if found != asked:
+            found, asked = (_plain(config.get(name)) for config in (self.network.unet.config, wanted))
+            if found != asked and not (name in _MAY_BE_NEW and found is None):
                 raise ValueError(
                     f"snapshot {self.key[:12]} holds another network than the run: its {name} is {found}, "
                     f"the run's is {asked}; give the run the preset of the snapshot"
                 )
 
 
-def save_snapshot(state: TrainState, config: TrainConfig, folder: Path) -> None:
+def save_snapshot(state: TrainState, config: TrainConfig, folder: Path, around: Surroundings = NOTHING_AROUND) -> None:
     """Write the averaged weights as a pipeline of diffusers.
 
     ``DDPMPipeline.from_pretrained(folder)`` samples from a network that predicts noise,
     ``ConsistencyModelPipeline`` from a consistency model. diffusers has no pipeline for an EDM
     denoiser: it is written as the latter, whose single step gives E[x_0 | noise], no sample.
+    Text-conditional networks become the pipelines of ``atdiff_core.text_snapshots``.
+
+    Args:
+        around: What such a pipeline has beside the network.
     """
-    weights = _save(state.averaged, config.objective.noise, folder)
-    write_json(folder / RECORD, {"key": config.key, "config": config.model_dump(mode="json"), "sha256": weights})
+    network = state.averaged
+    if isinstance(config.network, TextUNet) and config.network.lora_rank:
+        network = without_updates(network, config.network)
+    weights = _save(network, config.objective.noise, folder, around)
+    record = {"key": config.key, "config": config.model_dump(mode="json"), "sha256": weights}
+    latents = {} if around.latents is None else {"latents": around.latents.model_dump(mode="json")}
+    write_json(folder / RECORD, record | latents)
 
 
 def save_imported(
-    network: NoisePredictor, unet: UNet, noise: NoiseSchedule | KarrasNoise, folder: Path, *, origin: Mapping[str, str]
+    network: NoisePredictor, unet: UNet, noise: Noise, folder: Path, *, origin: Mapping[str, str]
 ) -> None:
     """Write weights that no run of ours made, as a snapshot to sample from and to start runs from.
 
@@ -107,8 +134,12 @@ def save_imported(
     write_json(folder / RECORD, record | {"key": weights, "sha256": weights})
 
 
-def _save(network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, folder: Path) -> str:
+def _save(network: NoisePredictor, noise: Noise, folder: Path, around: Surroundings = NOTHING_AROUND) -> str:
     """The diffusers pipeline; the sha256 of its weights."""
+    if isinstance(network, TextNoisePredictor):
+        save_text_pipeline(network, noise, folder, around)
+        return sha256_of(_weights(folder))
+    assert not isinstance(noise, LatentConsistencyNoise)  # Its networks are told a guidance scale.
     if isinstance(noise, KarrasNoise):
         names = ("sigma_min", "sigma_max", "sigma_data", "rho")
         levels = CMStochasticIterativeScheduler(
@@ -118,11 +149,12 @@ def _save(network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, folder: P
         return sha256_of(_weights(folder))
     scheduler = DDPMScheduler(
         num_train_timesteps=noise.num_timesteps,
-        beta_schedule=_BETA_SCHEDULES[noise.kind],
-        beta_start=float(noise.betas[0]) if noise.kind == "linear" else 1e-4,
-        beta_end=float(noise.betas[-1]) if noise.kind == "linear" else 0.02,
+        beta_schedule=BETA_SCHEDULES[noise.kind],
+        beta_start=1e-4 if noise.kind == "cosine" else float(noise.betas[0]),
+        beta_end=0.02 if noise.kind == "cosine" else float(noise.betas[-1]),
         variance_type=_LEARNED if network.learned_variance else "fixed_large",
-        clip_sample=True,
+        prediction_type=PREDICTION_TYPES[noise.predicts],
+        clip_sample=around.latents is None,
     )
     DDPMPipeline(unet=network.unet, scheduler=scheduler).save_pretrained(folder)
     return sha256_of(_weights(folder))
@@ -143,6 +175,8 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
     if record is not None and not (weights.is_file() and record.get("sha256") == sha256_of(weights)):
         raise ValueError(f"{weights} is missing or damaged: its sha256 differs from the one in {RECORD}")
     kind = read_json(folder / "unet" / "config.json").get("_class_name")
+    if kind == UNet2DConditionModel.__name__:
+        return _text_snapshot(folder, record, device)
     if kind != UNet2DModel.__name__:  # diffusers would load what fits and draw the other weights at random.
         raise ValueError(f"{folder} is not a diffusers DDPM pipeline: its network is a {kind}, not a UNet2DModel")
     try:
@@ -153,20 +187,44 @@ def load_snapshot(folder: Path, device: str = "cpu") -> Snapshot:
     network = NoisePredictor(unet).to(device).eval()
     if record is not None:
         made_from = record["config"]["objective"] if "config" in record else record
-        noise: NoiseSchedule | KarrasNoise = TypeAdapter(Noise).validate_python(made_from["noise"])
-        return Snapshot(network, noise, record["key"])
+        noise: Noise = TypeAdapter(Noise).validate_python(made_from["noise"])
+        return Snapshot(network, noise, record["key"], _latents_in(record))
     if isinstance(scheduler, CMStochasticIterativeScheduler):
         _check_classes(network, folder)
         return Snapshot(network, _levels_of(scheduler), sha256_of(weights))
     _check_foreign(network, scheduler, folder)
-    return Snapshot(network, _noise_of(scheduler, folder), sha256_of(weights))
+    return Snapshot(network, schedule_in(scheduler, folder), sha256_of(weights))
 
 
-def _scheduler(folder: Path) -> DDPMScheduler | CMStochasticIterativeScheduler:
+def _text_snapshot(folder: Path, record: Any, device: str) -> Snapshot:
+    """The same where the network attends to prompts."""
+    network = load_text_network(folder)
+    network.to(device).eval()
+    if record is not None:
+        noise: Noise = TypeAdapter(Noise).validate_python(record["config"]["objective"]["noise"])
+        return Snapshot(network, noise, record["key"], _latents_in(record))
+    try:
+        scheduler = _scheduler(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a text-to-image pipeline: {error}") from None
+    noise = schedule_in(scheduler, folder)
+    if isinstance(scheduler, LCMScheduler):
+        steps, scaling = scheduler.config.original_inference_steps, scheduler.config.timestep_scaling
+        noise = LatentConsistencyNoise(schedule=noise, num_steps=steps, timestep_scaling=scaling)
+    return Snapshot(network, noise, sha256_of(_weights(folder)))
+
+
+def _latents_in(record: Any) -> Latents | None:
+    return Latents.model_validate(record["latents"]) if "latents" in record else None
+
+
+def _scheduler(folder: Path) -> DDPMScheduler | CMStochasticIterativeScheduler | LCMScheduler:
     """The folder's own scheduler; the noise schedule of any DPM's is read as DDPM's."""
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise ValueError(f"it has no {file.relative_to(folder)}, so the noise it was trained on is unknown")
+    if read_json(file).get("_class_name") == LCMScheduler.__name__:
+        return LCMScheduler.from_pretrained(folder / "scheduler")
     if read_json(file).get("_class_name") == CMStochasticIterativeScheduler.__name__:
         return CMStochasticIterativeScheduler.from_pretrained(folder / "scheduler")
     return DDPMScheduler.from_pretrained(folder / "scheduler")
@@ -206,12 +264,3 @@ def _plain(value: object) -> object:
 
 def _weights(folder: Path) -> Path:
     return folder / "unet" / "diffusion_pytorch_model.safetensors"
-
-
-def _noise_of(scheduler: DDPMScheduler, folder: Path) -> NoiseSchedule:
-    named = scheduler.config.beta_schedule
-    for kind, theirs in _BETA_SCHEDULES.items():
-        noise = NoiseSchedule.model_validate({"kind": kind, "num_timesteps": scheduler.config.num_train_timesteps})
-        if named == theirs and (scheduler.betas - noise.betas).abs().max() < 1e-4:
-            return noise
-    raise ValueError(f"the noise schedule of {folder} must be linear (from 1e-4 to 0.02) or cosine, got {named!r}")

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atdiff_core.karras import KarrasNoise
+from atdiff_core.karras import PREDICTS, KarrasNoise
+from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.networks import predicted_noise
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.objective import Teacher
@@ -36,6 +37,8 @@ def ode_step(denoise: Denoise, noisy: Tensor, sigma: Tensor, reached: Tensor, so
 def denoiser(teacher: Teacher, condition: Mapping[str, Tensor]) -> Denoise:
     """D(x, sigma) of a teacher in EDM coordinates, without a gradient; see ``vp_denoised`` and ``edm_denoised``."""
     noise = teacher.noise
+    if isinstance(noise, LatentConsistencyNoise):
+        raise ValueError(f"a teacher must predict noise or be an EDM denoiser, this one {PREDICTS[noise.kind]}")
 
     @torch.no_grad()
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -60,10 +63,17 @@ def vp_denoised(
     """x - sigma e(x / sqrt(1 + sigma²), t), where t is the level whose noise over signal is sigma.
 
     Between two levels t is interpolated in ln(sigma); below the first it is 0, above the last T - 1.
+    A prediction of another kind is read with the level's own signal and noise, 1 and sigma over
+    sqrt(1 + sigma²).
     """
     shown = noisy / (1 + sigma.square()).sqrt()
     output: Tensor = teacher.network(shown, timestep_of(noise, sigma.flatten()).to(shown), **condition)
-    return noisy - sigma * predicted_noise(output.to(noisy), noisy.shape[1])
+    predicted = predicted_noise(output.to(noisy), noisy.shape[1])
+    if noise.predicts == "image":
+        return predicted
+    if noise.predicts == "velocity":
+        return (shown - sigma * predicted) / (1 + sigma.square()).sqrt()
+    return noisy - sigma * predicted
 
 
 def timestep_of(noise: NoiseSchedule, sigma: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Everything that decides the weights a training run ends with."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from atdiff_core.config import Config
 from atdiff_core.data.corruption import Clean, Corruption
@@ -13,11 +13,22 @@ from atdiff_core.objectives import Objective
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation
+from atdiff_core.text_networks import TextUNet
 
 SCRATCH = "scratch"
 NO_TEACHER = "none"
+NO_PROMPTS = "none"
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _network_kind(value: Any) -> str:
+    """``text`` or ``image``: the latter has no field that says so."""
+    kind = value.get("kind", "image") if isinstance(value, dict) else getattr(value, "kind", "image")
+    return str(kind)
+
+
+Network = Annotated[Annotated[UNet, Tag("image")] | Annotated[TextUNet, Tag("text")], Discriminator(_network_kind)]
 
 
 class StrengthWarmup(Config):
@@ -46,7 +57,7 @@ class TrainConfig(Config):
     """Everything that decides the weights a training run ends with.
 
     Attributes:
-        network: Shape of the U-Net.
+        network: Shape of the U-Net: ``UNet``, or ``TextUNet`` for one that attends to prompts.
         objective: The loss.
         perturbation: How its input is perturbed.
         strength: How the perturbation grows at the start.
@@ -56,6 +67,10 @@ class TrainConfig(Config):
         dataset: Fingerprint of the shards, a sha256 of their index.
         corruption: Of the data that the network sees; it is judged against clean data.
         flip: Whether every other sample is mirrored, at random.
+        prompts: ``none``, or the fingerprint of the folder of prompts' embeddings; given exactly if
+            the network attends to prompts.
+        prompt_dropout: Probability that a sample's prompt is the empty one, which classifier-free
+            guidance needs (Ho & Salimans, arXiv:2207.12598); Stable Diffusion had 0.1.
         start_from: ``scratch``, or the key of the snapshot whose weights are fine-tuned. As in
             AT_Diff the optimizer starts afresh; network and average both start at the snapshot.
         teacher: ``none``, or the key of the snapshot that teaches; given exactly if the objective
@@ -65,7 +80,7 @@ class TrainConfig(Config):
         seed: Seed of the initial weights, the order of the data and all noise.
     """
 
-    network: UNet
+    network: Network
     objective: Objective = Denoising()
     perturbation: Perturbation
     strength: StrengthWarmup = StrengthWarmup()
@@ -74,6 +89,8 @@ class TrainConfig(Config):
     dataset: str
     corruption: Corruption = Clean()
     flip: bool = False
+    prompts: str = Field(NO_PROMPTS, exclude_if=lambda prompts: prompts == NO_PROMPTS)
+    prompt_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda dropout: dropout == 0)
     start_from: str = SCRATCH
     teacher: str = NO_TEACHER
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -95,6 +112,25 @@ class TrainConfig(Config):
         if self.objective.needs_teacher == (self.teacher == NO_TEACHER):
             needs = "a teacher" if self.objective.needs_teacher else "no teacher"
             raise ValueError(f"objective {self.objective.kind} needs {needs}, got {self.teacher[:12]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_fit(self) -> Self:
+        reads = isinstance(self.network, TextUNet)
+        if reads == (self.prompts == NO_PROMPTS):
+            wanted = "embeddings of prompts" if reads else "no prompts"
+            raise ValueError(f"a network of kind {_network_kind(self.network)} is told {wanted}, got {self.prompts!r}")
+        if self.prompt_dropout and not reads:
+            raise ValueError(f"prompt_dropout needs a network that attends to prompts, got {self.prompt_dropout}")
+        guided = isinstance(self.network, TextUNet) and self.network.guidance_width > 0
+        if guided != self.objective.embeds_guidance:
+            width = self.network.guidance_width if isinstance(self.network, TextUNet) else 0
+            wanted = "more than 0" if self.objective.embeds_guidance else "0"
+            raise ValueError(
+                f"network.guidance_width must be {wanted} for objective {self.objective.kind}, got {width}"
+            )
+        if isinstance(self.network, TextUNet) and self.network.lora_rank and self.start_from == SCRATCH:
+            raise ValueError(f"LoRA adapts weights that are there: lora_rank={self.network.lora_rank} needs a start")
         return self
 
     @property

@@ -8,8 +8,10 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from atdiff_core.lora import adapt, lora_rank
 from atdiff_core.networks import NoisePredictor
 from atdiff_core.objectives.objective import Companions, Teacher
+from atdiff_core.text_networks import NEW_IN_A_STUDENT
 from atdiff_core.timesteps import LossHistory
 from atdiff_core.train_config import SCRATCH, TrainConfig
 
@@ -27,6 +29,8 @@ class Execution:
         data_workers: Processes of each rank that read and decode ahead. None is best for sets
             that fit into memory (``ShardSet.batches``).
         sharded: Whether several ranks split the state between them (``atdiff_core.sharding``).
+        gradient_checkpointing: Whether activations are computed again in the backward instead of
+            kept: a third more work, a fraction of the memory.
     """
 
     device: str = "cpu"
@@ -35,6 +39,7 @@ class Execution:
     channels_last: bool = False
     data_workers: int = 0
     sharded: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.slice_size < 0:
@@ -47,6 +52,8 @@ class Execution:
         network.to(self.device)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # Missing from torch's stubs.
+        if self.gradient_checkpointing:
+            network.unet.enable_gradient_checkpointing()
         if self.compile:
             network.compile()
         return network
@@ -104,10 +111,18 @@ class TrainState:
             raise ValueError(f"objective {config.objective.kind} needs {_teachers(config)}, got {teacher and 'one'}")
         if teacher is not None:
             config.objective.check_teacher(teacher.noise)
-        execution = execution or Execution()
+        return cls.made(config, start, execution or Execution(), teacher)
+
+    @classmethod
+    def made(
+        cls, config: TrainConfig, start: nn.Module | None, execution: Execution, teacher: Teacher | None
+    ) -> "TrainState":
+        """The same unchecked: without a start its weights are random, for a checkpoint to replace."""
         network = config.network.build(seed=config.seed)
         if start is not None:
             _adopt(network, start)
+        if rank := lora_rank(config.network):
+            adapt(network, rank, seed=config.seed)
         average = config.optimization.averaged(network.to(execution.device), kpass_per_step=config.kpass_per_step)
         target = _target(network, execution) if config.objective.keeps_target else None
         network = execution.prepared(network)
@@ -136,8 +151,13 @@ def _target(network: NoisePredictor, execution: Execution) -> AveragedModel:
 
 
 def _adopt(network: nn.Module, start: nn.Module) -> None:
-    """Copy the weights of the network to fine-tune, or say what does not fit."""
+    """Copy the weights of the network to fine-tune, or say what does not fit.
+
+    What only a student of guidance has stays as it is, where the start is no student.
+    """
     ours, theirs = network.state_dict(), start.state_dict()
+    new = {name for name in ours if name.startswith(NEW_IN_A_STUDENT) and name not in theirs}
+    theirs |= {name: ours[name] for name in new}
     for name in [*ours, *theirs]:
         here, there = (tuple(each[name].shape) if name in each else None for each in (ours, theirs))
         if here != there:

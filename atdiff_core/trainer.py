@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atdiff_core.data.batch import Batch
 from atdiff_core.data.corruption import check_outliers, corrupted
+from atdiff_core.data.prompts import Prompts
 from atdiff_core.data.stream import ShardSet
 from atdiff_core.minibatch import Loss, Minibatch, Slice
 from atdiff_core.objectives.drawing import Draw
 from atdiff_core.objectives.objective import LiveObjective
 from atdiff_core.perturbations import Perturbation, Replay
+from atdiff_core.prompting import check_prompts, some_untold, untold
 from atdiff_core.randomness import Randomness
 from atdiff_core.sharding import gradients_postponed, is_sharded
 from atdiff_core.train_config import DTYPES, TrainConfig
@@ -72,6 +74,7 @@ def train(
     world_size: int = 1,
     execution: Execution | None = None,
     outliers: ShardSet | None = None,
+    prompts: Prompts | None = None,
 ) -> Iterator[Progress]:
     """Train ``state`` in place until the budget is spent, reporting as it goes.
 
@@ -85,12 +88,14 @@ def train(
             judge or checkpoint exactly there.
         execution: As given to ``TrainState.fresh``.
         outliers: The set that ``config.corruption`` takes outliers from, where it takes some.
+        prompts: Embeddings of the captions, where the network attends to prompts.
     """
     config.budget_check()
     _check_shards(config, shards)
+    check_prompts(config, shards, prompts)
     check_outliers(config.corruption, shards, outliers)
     execution = execution or Execution()
-    step = _Step(config, state, execution, world_size, outliers)
+    step = _Step(config, state, execution, world_size, outliers, prompts)
     meter = _Meter(world_size)
     stream = shards.batches(
         seed=config.seed,
@@ -117,10 +122,17 @@ class _Step:
     """Everything between a minibatch of images and the changed weights."""
 
     def __init__(
-        self, config: TrainConfig, state: TrainState, execution: Execution, world_size: int, outliers: ShardSet | None
+        self,
+        config: TrainConfig,
+        state: TrainState,
+        execution: Execution,
+        world_size: int,
+        outliers: ShardSet | None,
+        prompts: Prompts | None,
     ) -> None:
         self._config, self._state, self._execution, self._world_size = config, state, execution, world_size
-        self._outliers = outliers
+        self._outliers, self._prompts = outliers, prompts
+        self._companions = replace(state.companions, untold=untold(prompts))
         copied = world_size > 1 and not is_sharded(state.network)
         self._network: nn.Module = DistributedDataParallel(state.network) if copied else state.network
 
@@ -137,7 +149,7 @@ class _Step:
         config, state = self._config, self._state
         randomness = Randomness(config.seed, batch.positions, "train")
         progress = min(1.0, state.minibatches / config.minibatches)
-        objective = config.objective.beside(state.companions, progress=progress)
+        objective = config.objective.beside(self._companions, progress=progress)
         draws = self._draws(objective, batch, randomness)
         minibatch = self._minibatch(objective, draws)
         like = torch.cat([draw.noisy for draw in draws])
@@ -162,7 +174,8 @@ class _Step:
         config, device = self._config, self._execution.device
         images = corrupted(batch, config.corruption, self._outliers)
         images = _flipped(images, randomness) if config.flip else images
-        condition = config.network.condition_of(batch)
+        condition = config.network.condition_of(batch, self._prompts)
+        condition = some_untold(condition, self._companions.untold, config.prompt_dropout, randomness)
         size = self._execution.slice_size or len(images)
         with self._autocast(device):
             return [

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from atdiff_core.costs import network_costs
-from atdiff_core.karras import KarrasNoise
+from atdiff_core.karras import Noise
 from atdiff_core.metrics.evaluation import Evaluated, Evaluator
-from atdiff_core.noise import NoiseSchedule
 from atdiff_core.perturbations import Perturbation
 from atdiff_core.samplers import Sampler
 from atdiff_core.snapshots import save_snapshot
@@ -94,9 +93,7 @@ def _calibrated(rung: Rung, perturbation: Perturbation, cache: Path, execution: 
     return Rates(training, per_knfe, per_kimage, opening + writing)
 
 
-def _judging_sec(
-    evaluator: Evaluator, state: TrainState, noise: NoiseSchedule | KarrasNoise, sampler: Sampler
-) -> float:
+def _judging_sec(evaluator: Evaluator, state: TrainState, noise: Noise, sampler: Sampler) -> float:
     """The faster of two judgements."""
     seconds = []
     for _ in range(2):

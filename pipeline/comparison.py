@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atdiff_core.hub import local_folder
 from atdiff_core.snapshots import load_snapshot
 from atdiff_core.train_config import SCRATCH
 from pipeline.comparison_results import ComparisonResult, load_comparison_result
@@ -61,14 +62,14 @@ def rung_of(comparison: Comparison) -> Rung:
                 arm.objective.check_teacher(taught.noise)
         teacher_key = taught.key
 
-    def base_config(dataset: str) -> TrialConfig:
-        return comparison.base_config(dataset, start_key, teacher_key)
+    def base_config(dataset: str, prompts: str) -> TrialConfig:
+        return comparison.base_config(dataset, start_key, teacher_key, prompts)
 
-    return open_rung(comparison.shards, comparison.network, base_config, start, teacher)
+    return open_rung(comparison.shards, comparison.network, base_config, start, teacher, comparison.prompts)
 
 
 def _existing(origin: object) -> Path | None:
-    return Path(origin.snapshot) if isinstance(origin, Pretrained) else None
+    return local_folder(origin.snapshot) if isinstance(origin, Pretrained) else None
 
 
 def assignments(comparison: Comparison, base: TrialConfig, teacher: str = UNKNOWN_TEACHER) -> list[Assignment]:

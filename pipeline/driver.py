@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from atdiff_core.data.addresses import Address, anywhere, joined
+from atdiff_core.data.prompts import load_prompts
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.files import write_json
-from atdiff_core.networks import UNet
+from atdiff_core.train_config import NO_PROMPTS, Network
 from atdiff_core.train_state import Execution
 from pipeline.background_copy import BackgroundCopy, copying
 from pipeline.bookkeeping import Bookkeeper
@@ -43,6 +44,7 @@ class Rung:
         base: The base model's trial, or the pattern of all trials where there is none.
         start: Snapshot of a base model that no trial here makes; the base trial's without it.
         teacher: Snapshot of a teacher that is not the base model.
+        prompts: Folder of the prompts' embeddings, where the network attends to prompts.
     """
 
     shards: ShardSet
@@ -50,28 +52,33 @@ class Rung:
     base: TrialConfig
     start: Path | None = None
     teacher: Path | None = None
+    prompts: Path | None = None
 
 
 def open_rung(
     shards: str,
-    network: UNet,
-    base_config: Callable[[str], TrialConfig],
+    network: Network,
+    base_config: Callable[[str, str], TrialConfig],
     start: Path | None = None,
     teacher: Path | None = None,
+    prompts: str = "",
 ) -> Rung:
     """The shard set of the network's resolution, and the base model on it.
 
     Args:
         shards: Folder of ``<resolution>px`` shard sets, or a remote address of one.
-        base_config: From the fingerprint of a dataset to the base model.
+        base_config: From the fingerprints of a dataset and of its prompts to the base model.
         start: Snapshot of a base model that exists already.
         teacher: Snapshot of a teacher that is not the base model.
+        prompts: Folder of the prompts' embeddings; empty where the network attends to none.
     """
     folder = joined(shards, f"{network.resolution}px")
     opened = open_shards(folder)
     if opened.image_channels != network.image_channels:
         raise ValueError(f"the network takes {network.image_channels} channels, {folder} holds {opened.image_channels}")
-    return Rung(opened, folder, base_config(opened.fingerprint), start, teacher)
+    texts = load_prompts(Path(prompts)).fingerprint if prompts else NO_PROMPTS
+    place = Path(prompts) if prompts else None
+    return Rung(opened, folder, base_config(opened.fingerprint, texts), start, teacher, place)
 
 
 @contextmanager
@@ -258,9 +265,11 @@ class Driver:
                 device="cuda" if self.resources.gpus else "cpu",
                 slice_size=self.resources.slice_size,
                 compile=self.resources.compile,
+                gradient_checkpointing=self.resources.gradient_checkpointing,
                 channels_last=self.resources.gpus > 0,
                 sharded=self.resources.sharded,
                 data_workers=rung.shards.suggested_workers,
             ),
             resources=self.resources,
+            prompts=rung.prompts.resolve() if rung.prompts else None,
         )

@@ -87,6 +87,7 @@ def _places(workspace: Workspace, record: TrialRecord, folder: Path) -> Places:
         start=start,
         cache=workspace.cache,
         teacher=start,
+        prompts=Path(prompts) if (prompts := workspace.space().prompts) else None,
     )
 
 

@@ -54,7 +54,12 @@ def run_sweep(
     needed = {"a base model": space.pretraining.budget_kpass, "a trial": space.finetuning.budget_kpass}
     check_pays_for_one(space.budget, needed)
     rungs = [
-        open_rung(space.shards, space.network.at(resolution), partial(space.base_config, resolution))
+        open_rung(
+            space.shards,
+            space.network.at(resolution),
+            partial(space.base_config, resolution),
+            prompts=space.prompts,
+        )
         for resolution in space.ladder
     ]
     console = console or Console()

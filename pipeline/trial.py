@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from atdiff_core.pictures import save_grid
 from atdiff_core.sharding import shard, whole
 from atdiff_core.snapshots import Snapshot, load_snapshot, save_snapshot
 from atdiff_core.team import ALONE, Team
+from atdiff_core.text_snapshots import Surroundings
 from atdiff_core.train_config import NO_TEACHER, SCRATCH
 from atdiff_core.train_state import Execution, TrainState
 from atdiff_core.trainer import train
@@ -39,6 +41,9 @@ from pipeline.records import (
 from pipeline.spending import TrialMeter
 from search_spaces.resources import Resources
 from search_spaces.space import TrialConfig
+
+if TYPE_CHECKING:
+    from atdiff_core.data.prompts import Prompts
 
 REPORTS_PER_TRIAL = 20, 1000
 """The least and the most: between two of them nothing is kept, and no stop is heard."""
@@ -64,6 +69,7 @@ class Places:
         teacher: Snapshot that teaches it; ignored by a trial without a teacher.
         outliers: Shard set that the config's corruption takes outliers from, where it takes some.
         resources: Of each rank, and how its state is kept.
+        prompts: Folder of the prompts' embeddings, for a network that attends to prompts.
     """
 
     shards: Address
@@ -75,6 +81,12 @@ class Places:
     teacher: Path = Path()
     outliers: Address | None = None
     resources: Resources = field(default_factory=Resources)
+    prompts: Path | None = None
+
+    @property
+    def texts(self) -> "Prompts | None":
+        """The embeddings, opened once a process."""
+        return None if self.prompts is None else _prompts(self.prompts)
 
     @property
     def states(self) -> tuple[str, str]:
@@ -108,8 +120,17 @@ def _opened(shards: Address) -> ShardSet:
 
 
 @lru_cache(maxsize=8)
-def _evaluator(config: EvaluationConfig, shards: Address, cache: Path, device: str) -> Evaluator:
-    return Evaluator(config, _opened(shards), cache, device=device)
+def _prompts(folder: Path) -> "Prompts":
+    from atdiff_core.data.prompts import load_prompts
+
+    return load_prompts(folder)
+
+
+@lru_cache(maxsize=8)
+def _evaluator(
+    config: EvaluationConfig, shards: Address, cache: Path, device: str, prompts: "Prompts | None"
+) -> Evaluator:
+    return Evaluator(config, _opened(shards), cache, device=device, prompts=prompts)
 
 
 def run_trial(
@@ -161,6 +182,7 @@ def run_trial(
         world_size=team.size,
         execution=places.execution,
         outliers=None if places.outliers is None else _opened(places.outliers),
+        prompts=places.texts,
     ):
         if meter:
             meter.trained(progress.kpass - kpass)
@@ -220,7 +242,7 @@ def _snapshot(folder: Path, key: str, device: str = "cpu") -> Snapshot:
 
 
 def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float, team: Team) -> Judged:
-    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
+    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device, places.texts)
     noise, first = config.train.objective.noise, config.evaluation.samplers[:1]
     (evaluated,) = evaluator.evaluate(whole(state, config.train).averaged, noise, first, team=team)
     figures = {f"eval/{name}": value for name, value in evaluator.named(evaluated).items()}
@@ -233,7 +255,7 @@ def _judge(config: TrialConfig, places: Places, state: TrainState, kpass: float,
 
 def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float, began: float, team: Team) -> Judged:
     """Judge the trained network with every sampler and write the result, which ends the trial."""
-    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device)
+    evaluator = _evaluator(config.evaluation, places.shards, places.cache, places.execution.device, places.texts)
     state = whole(state, config.train)
     noise, network = config.train.objective.noise, state.averaged
     figures: dict[str, float] = {}
@@ -244,7 +266,8 @@ def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float
     figures |= evaluator.attacked(network, noise, team=team)
     _check_finite(places, kpass, figures)
     if team.leads:
-        save_snapshot(state, config.train, places.folder / SNAPSHOT)
+        around = Surroundings(_opened(places.shards).index.latents, places.texts)
+        save_snapshot(state, config.train, places.folder / SNAPSHOT, around)
         save_grid(pictures, places.folder / SAMPLES)
         append_curve(places.folder, kpass, {f"eval/{name}": value for name, value in figures.items()})
         write_json(places.folder / RESULT, {"kpass": kpass, "values": figures, "sec": time.monotonic() - began})

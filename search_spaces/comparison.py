@@ -10,16 +10,24 @@ from pydantic import Field, ValidationError, model_validator
 from atdiff_core.config import Config
 from atdiff_core.data.corruption import Clean, GaussianNoise
 from atdiff_core.metrics.evaluation import EvaluationConfig
-from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
 from atdiff_core.perturbations import Perturbation, Unperturbed
-from atdiff_core.train_config import NO_TEACHER, SCRATCH, Precision, StrengthWarmup, TrainConfig
+from atdiff_core.train_config import (
+    NO_PROMPTS,
+    NO_TEACHER,
+    SCRATCH,
+    Network,
+    Precision,
+    StrengthWarmup,
+    TrainConfig,
+)
 from search_spaces.loading import load_declared
 from search_spaces.resources import Resources, Workers, check_workers
 from search_spaces.space import Phase, TrialConfig
 
 PLAIN = "plain"
 BASE_SEED = 0
+_TOLD = "prompts"
 UNKNOWN_TEACHER = "unknown"
 """In place of a teacher's key while a declaration is only looked at."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -84,6 +92,8 @@ class Comparison(Config):
         precision: Of the network's arithmetic.
         corruption: Noise on the data that the networks see; they are judged against clean data.
         flip: Whether every other sample is mirrored.
+        prompts: Folder of the embeddings of the shards' captions, where the network attends to prompts.
+        prompt_dropout: Share of prompts that diffusion models are not told while they train.
         arms: What is compared; one of them is ``plain``.
         seeds: Trials of each arm, with the seeds 1, 2, …; the base model has seed 0.
         evaluation: How networks are judged: every sampler judges every trial, the first gives the
@@ -94,7 +104,7 @@ class Comparison(Config):
 
     name: Name
     shards: str
-    network: UNet
+    network: Network
     objective: Objective
     pretraining: Phase | Pretrained | Scratch
     teacher: Pretrained | Literal["base"] = "base"
@@ -103,6 +113,8 @@ class Comparison(Config):
     precision: Precision = "float32"
     corruption: Annotated[Clean | GaussianNoise, Field(discriminator="kind")] = Clean()
     flip: bool = False
+    prompts: str = Field("", exclude_if=lambda folder: not folder)
+    prompt_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0)
     arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
     seeds: Annotated[int, Field(ge=1)] = 3
     evaluation: EvaluationConfig
@@ -141,7 +153,7 @@ class Comparison(Config):
     @property
     def identity(self) -> str:
         """sha256 of all that decides what is compared."""
-        return self.but(shards="", resources=Resources()).key
+        return self.but(shards="", prompts=_TOLD if self.prompts else "", resources=Resources()).key
 
     @model_validator(mode="after")
     def _trials_fit(self) -> Self:
@@ -189,17 +201,21 @@ class Comparison(Config):
         """Whether the base model is a trial of the comparison's own."""
         return isinstance(self.pretraining, Phase)
 
-    def base_config(self, dataset: str, start_from: str = SCRATCH, teacher: str = UNKNOWN_TEACHER) -> TrialConfig:
+    def base_config(
+        self, dataset: str, start_from: str = SCRATCH, teacher: str = UNKNOWN_TEACHER, prompts: str = ""
+    ) -> TrialConfig:
         """The base model, trained once and fine-tuned by every trial.
 
         Args:
             start_from: Key of the base model where it exists already; this is then only the
                 pattern that the trials are made after.
             teacher: Key of the teacher, where that is not the base model.
+            prompts: Fingerprint of the prompts' embeddings; empty while a declaration is only looked at.
         """
+        guided = self.objective.embeds_guidance
         phase = self.pretraining if isinstance(self.pretraining, Phase) else self.finetuning
         train = TrainConfig(
-            network=self.network,
+            network=self.network.fitting(embeds_guidance=guided, adapts=start_from != SCRATCH),
             objective=self.objective,
             perturbation=Unperturbed(),
             optimization=phase.optimization,
@@ -207,6 +223,8 @@ class Comparison(Config):
             dataset=dataset,
             corruption=self.corruption,
             flip=self.flip,
+            prompts=prompts or (self.prompts or NO_PROMPTS),
+            prompt_dropout=0 if guided else self.prompt_dropout,
             start_from=start_from,
             teacher=teacher if self.objective.needs_teacher else NO_TEACHER,
             batch_size=self.batch_size,
@@ -225,7 +243,10 @@ class Comparison(Config):
         start = base.train.key if self.trains_base else base.train.start_from
         if self.teacher == "base":
             teacher = start
+        guided = arm.objective.embeds_guidance
         train = base.train.but(
+            network=self.network.fitting(embeds_guidance=guided, adapts=start != SCRATCH),
+            prompt_dropout=0 if guided else self.prompt_dropout,
             objective=arm.objective,
             perturbation=arm.perturbation,
             strength=arm.strength,

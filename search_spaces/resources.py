@@ -44,6 +44,7 @@ class Resources(Config):
             networks that one device cannot hold.
         slice_size: Samples that go through the network together on a rank; 0 for all of them.
         compile: Whether torch compiles the network.
+        gradient_checkpointing: Whether activations are computed again in the backward, which saves memory.
         checkpoints: Folder or address (``s3://bucket/folder``, or any other that pyarrow opens) for the
             resumable states of trials of several ranks; empty for the sweep's own folder.
         checkpoint_sec: Seconds between them: what a lost node costs at most.
@@ -59,6 +60,7 @@ class Resources(Config):
     sharded: bool = False
     slice_size: Annotated[int, Field(ge=0)] = 0
     compile: bool = False
+    gradient_checkpointing: bool = Field(False, exclude_if=lambda chosen: not chosen)
     checkpoints: str = ""
     checkpoint_sec: Annotated[float, Field(ge=0)] = 20.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

@@ -10,19 +10,18 @@ from pydantic import Field, model_validator
 from atdiff_core.config import Config
 from atdiff_core.data.corruption import Clean, GaussianNoise
 from atdiff_core.metrics.evaluation import EvaluationConfig
-from atdiff_core.networks import UNet
 from atdiff_core.objectives import Objective
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import Perturbation, Unperturbed
-from atdiff_core.train_config import NO_TEACHER, Precision, TrainConfig
+from atdiff_core.train_config import NO_PROMPTS, NO_TEACHER, Network, Precision, TrainConfig
 from search_spaces.branches import Domains
 from search_spaces.domains import Point
 from search_spaces.loading import load_declared
 from search_spaces.operation import GP_TRIALS, Budget, Constraints, Price, SearcherName
 from search_spaces.resources import Resources, Workers, check_workers
 
-OPERATIONAL = ("shards", "resources", "retries", "price", "budget")
+OPERATIONAL = ("shards", "prompts", "resources", "retries", "price", "budget")
 """Fields that may change whenever a sweep continues: no trial depends on them."""
 EXTENDABLE = ("trials", "ladder", "predict_at", "replication")
 """Fields that may grow when a sweep is extended: the trials before stay what they were."""
@@ -116,6 +115,9 @@ class Space(Config):
         precision: Of the network's arithmetic.
         corruption: Noise on the data that the networks see; they are judged against clean data.
         flip: Whether every other sample is mirrored.
+        prompts: Folder of the embeddings of the shards' captions, where the network attends to prompts. Not
+            part of any trial's key: the fingerprint of the prompts is.
+        prompt_dropout: Share of prompts that diffusion models are not told while they train.
         domains: What varies.
         evaluation: How networks are judged; its first sampler gives the trial metric, the
             distance (Fréchet) of its samples to the dataset.
@@ -143,7 +145,7 @@ class Space(Config):
     shards: str
     ladder: Annotated[tuple[int, ...], Field(min_length=1)]
     predict_at: int
-    network: UNet
+    network: Network
     objective: Objective = Denoising()
     pretraining: TeacherPhase | Phase
     finetuning: Phase
@@ -151,6 +153,8 @@ class Space(Config):
     precision: Precision = "float32"
     corruption: Annotated[Clean | GaussianNoise, Field(discriminator="kind")] = Clean()
     flip: bool = False
+    prompts: str = Field("", exclude_if=lambda folder: not folder)
+    prompt_dropout: float = Field(0.0, ge=0, le=1, exclude_if=lambda share: share == 0)
     domains: Domains
     evaluation: EvaluationConfig = EvaluationConfig()
     trials: Annotated[int, Field(ge=1)] = 12
@@ -241,10 +245,16 @@ class Space(Config):
         """How trials are judged."""
         return self.evaluation.fitting(self.objective.noise)
 
-    def base_config(self, resolution: int, dataset: str) -> TrialConfig:
-        """The base model of a resolution, trained once and fine-tuned by every trial."""
+    def base_config(self, resolution: int, dataset: str, prompts: str = "") -> TrialConfig:
+        """The base model of a resolution, trained once and fine-tuned by every trial.
+
+        Args:
+            dataset: Fingerprint of the shards.
+            prompts: Of the prompts' embeddings; empty while a declaration is only looked at.
+        """
+        guided = self.base_objective.embeds_guidance
         train = TrainConfig(
-            network=self.network.at(resolution),
+            network=self.network.at(resolution).fitting(embeds_guidance=guided, adapts=False),
             objective=self.base_objective,
             perturbation=Unperturbed(),
             optimization=self.pretraining.optimization,
@@ -252,6 +262,8 @@ class Space(Config):
             dataset=dataset,
             corruption=self.corruption,
             flip=self.flip,
+            prompts=prompts or (self.prompts or NO_PROMPTS),
+            prompt_dropout=0 if guided else self.prompt_dropout,
             batch_size=self.batch_size,
             budget_kpass=self.pretraining.budget_kpass,
         )
@@ -260,9 +272,13 @@ class Space(Config):
 
     def trial_config(self, base: TrialConfig, perturbation: Perturbation, seed: int = 0) -> TrialConfig:
         """Fine-tuning of the base model under a perturbation."""
+        guided = self.objective.embeds_guidance
+        network = self.network.at(base.train.network.resolution)
         train = base.train.but(
+            network=network.fitting(embeds_guidance=guided, adapts=True),
             objective=self.objective,
             perturbation=perturbation,
+            prompt_dropout=0 if guided else self.prompt_dropout,
             optimization=self.finetuning.optimization,
             start_from=base.train.key,
             teacher=base.train.key if self.objective.needs_teacher else NO_TEACHER,

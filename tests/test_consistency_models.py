@@ -10,7 +10,7 @@ from diffusers import ConsistencyModelPipeline, DDIMScheduler, DDPMPipeline
 from atdiff_core.balls import L2Ball
 from atdiff_core.checkpoints import load_checkpoint, save_checkpoint
 from atdiff_core.data.stream import ShardSet
-from atdiff_core.karras import KarrasNoise
+from atdiff_core.karras import KarrasNoise, Noise
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.metrics.robustness import Attack
 from atdiff_core.networks import UNet
@@ -42,7 +42,7 @@ def config(tiny_config: TrainConfig) -> TrainConfig:
     return made.but(budget_kpass=4 * made.kpass_per_minibatch)
 
 
-def teacher_of(config: TrainConfig, noise: NoiseSchedule | KarrasNoise | None = None) -> Teacher:
+def teacher_of(config: TrainConfig, noise: Noise | None = None) -> Teacher:
     return Teacher(config.network.build(seed=7), noise or NoiseSchedule())
 
 

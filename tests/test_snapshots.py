@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet1DModel, UNet2DModel
 from torch import Tensor
 
 from atdiff_core.data.stream import ShardSet
@@ -192,7 +192,7 @@ class TestForeign:
         ids=["sigmoid", "another end", "another start"],
     )
     def test_another_noise_schedule_is_refused(self, tmp_path: Path, scheduling: dict[str, object]) -> None:
-        with pytest.raises(ValueError, match=r"must be linear .* or cosine, got"):
+        with pytest.raises(ValueError, match=r"must be linear .*, cosine or scaled_linear .*, got"):
             load_snapshot(foreign(tmp_path, **scheduling))
 
     def test_a_network_that_predicts_something_else_is_refused(self, tmp_path: Path) -> None:
@@ -209,15 +209,11 @@ class TestForeign:
         assert predicted(snapshot.network).shape == (3, 2, 8, 8)
 
     def test_a_folder_of_another_kind_is_one_clear_error(self, tmp_path: Path) -> None:
-        down, up = LEVELS
-        other = UNet2DConditionModel(
-            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
-            down_block_types=down, up_block_types=up, norm_num_groups=4, cross_attention_dim=8,
-        )  # fmt: skip
+        other = UNet1DModel(block_out_channels=(8, 8, 16), layers_per_block=1)
         other.save_pretrained(tmp_path / "unet")
         DDPMScheduler().save_pretrained(tmp_path / "scheduler")
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SomethingElse"}))
-        with pytest.raises(ValueError, match="not a diffusers DDPM pipeline: its network is a UNet2DConditionModel"):
+        with pytest.raises(ValueError, match="not a diffusers DDPM pipeline: its network is a UNet1DModel"):
             load_snapshot(tmp_path)
 
     def test_an_index_without_a_network_is_one_clear_error(self, tmp_path: Path) -> None:

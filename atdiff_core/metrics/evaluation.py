@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
 from atdiff_core.data.stream import ShardSet
-from atdiff_core.karras import PREDICTS, KarrasNoise
+from atdiff_core.karras import PREDICTS, Noise
 from atdiff_core.metrics.distances import DistanceMeter, Distances
 from atdiff_core.metrics.features import (
     METRIC_NAMES,
@@ -21,6 +21,7 @@ from atdiff_core.metrics.features import (
     features_of,
 )
 from atdiff_core.metrics.inception_score import SPLITS, inception_score
+from atdiff_core.metrics.judged_samples import CaptionsOf, PicturesOf
 from atdiff_core.metrics.precision_recall import NEIGHBOURS, precision_recall
 from atdiff_core.metrics.reference import reference_features
 from atdiff_core.metrics.robustness import Attack, robustness
@@ -29,6 +30,10 @@ from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.samplers import Sampler, sample
 from atdiff_core.team import ALONE, Team
+from atdiff_core.text_networks import TextNoisePredictor
+
+if TYPE_CHECKING:
+    from atdiff_core.data.prompts import Prompts
 
 PICTURES = 64
 
@@ -73,7 +78,7 @@ class EvaluationConfig(Config):
             )
         return self
 
-    def fitting(self, noise: NoiseSchedule | KarrasNoise) -> Self:
+    def fitting(self, noise: Noise) -> Self:
         """The same with those samplers only that can step a network trained on this noise."""
         fitting = tuple(sampler for sampler in self.samplers if sampler.fits(noise))
         if not fitting:
@@ -81,11 +86,11 @@ class EvaluationConfig(Config):
             raise ValueError(f"none of the samplers {names} can step a network that {PREDICTS[noise.kind]}; add one")
         return self if fitting == self.samplers else self.but(samplers=fitting)
 
-    def check_fits(self, noise: NoiseSchedule | KarrasNoise) -> None:
+    def check_fits(self, noise: Noise) -> None:
         """Refuse at once what would fail at the first judgement."""
         for sampler in self.samplers:
             sampler.scheduler(noise)
-        if self.attacks and isinstance(noise, KarrasNoise):
+        if self.attacks and not isinstance(noise, NoiseSchedule):
             raise ValueError(
                 f"evaluation.attacks are measured on networks that predict noise, this one {PREDICTS[noise.kind]}; "
                 "leave them out"
@@ -121,10 +126,21 @@ class Evaluated:
 
 
 class Evaluator:
-    """Judges networks against one dataset; its reference features are computed once and cached."""
+    """Judges networks against one dataset; its reference features are computed once and cached.
+
+    Latents are judged as the pictures that their autoencoder makes of them, on both sides. A network
+    that attends to prompts is given the first caption of one sample after the other.
+    """
 
     def __init__(
-        self, config: EvaluationConfig, shards: ShardSet, cache: Path, *, device: str = "cpu", batch_size: int = 64
+        self,
+        config: EvaluationConfig,
+        shards: ShardSet,
+        cache: Path,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        prompts: "Prompts | None" = None,
     ) -> None:
         """Open the reference.
 
@@ -132,8 +148,11 @@ class Evaluator:
             cache: Folder of reference features.
             device: Where features are computed; samples are drawn where the network is.
             batch_size: Images that are drawn at once. The result does not depend on it.
+            prompts: Embeddings of the dataset's captions, for networks that attend to prompts.
         """
         self.config = config
+        self._pictures = PicturesOf(shards.index, device)
+        self._captions = CaptionsOf(shards, prompts)
         self.network = feature_network(config.features, device)
         self._batch_size = batch_size
         self._shards = shards
@@ -143,7 +162,7 @@ class Evaluator:
     def evaluate(
         self,
         network: NoisePredictor,
-        noise: NoiseSchedule | KarrasNoise,
+        noise: Noise,
         samplers: tuple[Sampler, ...] | None = None,
         *,
         team: Team = ALONE,
@@ -155,7 +174,7 @@ class Evaluator:
                     yield event
 
     def judge(
-        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, sampler: Sampler, *, team: Team = ALONE
+        self, network: NoisePredictor, noise: Noise, sampler: Sampler, *, team: Team = ALONE
     ) -> Iterator[int | Evaluated]:
         """Yields the number of images made so far, again and again, and at the end the judgement.
 
@@ -170,7 +189,7 @@ class Evaluator:
         images: list[Tensor] = []
         made = 0
         for indices in deal.mine:
-            batch, _ = sample(
+            drawn, _ = sample(
                 network,
                 noise,
                 sampler,
@@ -178,8 +197,11 @@ class Evaluator:
                 indices=indices,
                 seed=self.config.seed,
                 num_classes=network.num_classes,
+                conditioning=self._captions.of(network, indices),
+                bounded=not self._pictures.decodes,
                 device=next(network.parameters()).device,
             )
+            batch = self._pictures(drawn)
             features.append(features_of([batch], self.network))
             if not images or indices.start < PICTURES:
                 images.append(batch.cpu())
@@ -198,13 +220,13 @@ class Evaluator:
             figures["inception_score"] = inception_score(self.network.class_logits(features).cpu())
         return Evaluated(sampler, distances, figures, images)
 
-    def attacked(
-        self, network: NoisePredictor, noise: NoiseSchedule | KarrasNoise, *, team: Team = ALONE
-    ) -> dict[str, float]:
+    def attacked(self, network: NoisePredictor, noise: Noise, *, team: Team = ALONE) -> dict[str, float]:
         """Attack gains over all noise levels, by the names of the attacks."""
         if not self.config.attacks:
             return {}
         assert isinstance(noise, NoiseSchedule)  # See EvaluationConfig.check_fits.
+        if isinstance(network, TextNoisePredictor):
+            raise ValueError("evaluation.attacks are measured on networks that attend to no prompt; leave them out")
         network.eval()
         batch = next(self._shards.batches(seed=self.config.seed, batch_size=self.config.attacked_images))
         labels = batch.labels if network.num_classes else None

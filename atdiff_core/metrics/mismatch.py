@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atdiff_core.karras import KarrasNoise, signal_and_sigma
-from atdiff_core.noise import NoiseSchedule
+from atdiff_core.karras import Noise, signal_and_sigma
 from atdiff_core.objectives.drawing import Denoiser
 from atdiff_core.randomness import Randomness, derived_seed
 from atdiff_core.samplers import FINISHED, Sampler, trajectory
@@ -46,7 +45,7 @@ class MismatchAt:
 
 def mismatch(
     network: Denoiser,
-    noise: NoiseSchedule | KarrasNoise,
+    noise: Noise,
     sampler: Sampler,
     images: Tensor,
     *,
@@ -146,7 +145,7 @@ def compared(forward: Tensor, reverse: Tensor) -> tuple[float, float, float]:
 
 def _along(
     runs: list[Iterator[tuple[float, Tensor]]],
-    noise: NoiseSchedule | KarrasNoise,
+    noise: Noise,
     clean: Tensor,
     added: Tensor,
     basis: Tensor,

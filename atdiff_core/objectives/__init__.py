@@ -8,7 +8,9 @@ from atdiff_core.objectives.consistency import ConsistencyDistillation, Consiste
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.objectives.edm import EDM
 from atdiff_core.objectives.equivariant import Equivariant
+from atdiff_core.objectives.latent_consistency import LatentConsistencyDistillation
 
 Objective = Annotated[
-    Denoising | Equivariant | EDM | ConsistencyDistillation | ConsistencyTraining, Field(discriminator="kind")
+    Denoising | Equivariant | EDM | ConsistencyDistillation | ConsistencyTraining | LatentConsistencyDistillation,
+    Field(discriminator="kind"),
 ]

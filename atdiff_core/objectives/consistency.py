@@ -13,34 +13,17 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from atdiff_core.karras import PREDICTS, KarrasNoise
-from atdiff_core.noise import NoiseSchedule
+from atdiff_core.karras import PREDICTS, KarrasNoise, Noise
 from atdiff_core.objectives.discretisation import Discretisation, FixedLevels, Pairs, ProgressiveLevels, UniformPairs
 from atdiff_core.objectives.drawing import Denoiser, Draw, answer
-from atdiff_core.objectives.image_distances import L2, ImageDistance
-from atdiff_core.objectives.objective import Companions, ObjectiveConfig
+from atdiff_core.objectives.objective import Companions
+from atdiff_core.objectives.two_ends import FORWARD, PairDraw, TwoEnded, TwoEnds
 from atdiff_core.randomness import Randomness
 from atdiff_core.solvers import EVALUATIONS, Solver, denoiser, ode_step
 from atdiff_core.timesteps import LossHistory
 
-FORWARD = 1 / 3
-"""Of a forward-backward; a backward to the input alone costs another third."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class PairDraw(Draw):
-    """Two neighbours on a trajectory: ``noisy`` at ``sigma``, and where the solver gets from there.
-
-    Attributes:
-        solved: The solver's output at the lower level, shape of ``noisy``.
-        solved_sigma: That level, ``[batch, 1, 1, 1]``.
-    """
-
-    solved: Tensor
-    solved_sigma: Tensor
-
-
-class _Consistency(ObjectiveConfig):
+class _Consistency(TwoEnded):
     """What distillation and training share.
 
     ``weight * d(f(x, t_{n+1}), f-(x^, t_n))``: f is the trained function, f- its average without
@@ -50,23 +33,13 @@ class _Consistency(ObjectiveConfig):
         noise: Levels and parametrisation.
         discretisation: How many levels there are, and how the target averages.
         pairs: How often each pair of neighbours is drawn.
-        distance: d.
         weighting: ``uniform``: one. ``inverse_gap``: 1 / (t_{n+1} - t_n) (arXiv:2310.14189).
-        perturbed: What delta moves. ``student``: x, what the trained function sees, the target
-            staying where it is; one backward serves parameters and delta as in Algorithm 1.
-            ``solver``: x^, what the target sees: delta stands for the solver's error of
-            Theorem 3, and its gradient goes through the target, at a third of a pass more.
-        unit: Unit of delta: ``image`` (pixels of [-1, 1]), or ``noise`` (delta is multiplied by
-            the level where it is added).
     """
 
     noise: KarrasNoise = KarrasNoise(kind="consistency")
     discretisation: Discretisation = FixedLevels()
     pairs: Pairs = UniformPairs()
-    distance: ImageDistance = L2()
     weighting: Literal["uniform", "inverse_gap"] = "uniform"
-    perturbed: Literal["student", "solver"] = "student"
-    unit: Literal["image", "noise"] = "image"
 
     @field_validator("noise")
     @classmethod
@@ -75,25 +48,6 @@ class _Consistency(ObjectiveConfig):
             raise ValueError(f"noise.kind must be consistency for a consistency model, got {noise.kind!r}")
         return noise
 
-    @property
-    def passes_per_descent(self) -> float:
-        """A forward-backward of the trained network, a forward of the target."""
-        return 1 + FORWARD
-
-    @property
-    def passes_per_climb(self) -> float:
-        """Forwards of both networks, a backward to the input of the perturbed one."""
-        return 3 * FORWARD
-
-    @property
-    def passes_per_shared_climb(self) -> float:
-        """The backward to the target's input, which plain training does without."""
-        return FORWARD if self.perturbed == "solver" else 0.0
-
-    @property
-    def keeps_target(self) -> bool:
-        return True
-
     def target_decay(self, progress: float) -> float:
         return self.discretisation.target_decay(self.noise, progress)
 
@@ -101,7 +55,7 @@ class _Consistency(ObjectiveConfig):
         levels = f"{self.discretisation.count(self.noise, 0)} to {self.discretisation.count(self.noise, 1)}"
         return {"perturbed": self.perturbed, "distance": self.distance.name, "noise_levels": levels}
 
-    def check_start(self, noise: NoiseSchedule | KarrasNoise) -> None:
+    def check_start(self, noise: Noise) -> None:
         """Weights of any network may be the start; those in other coordinates learn them first.
 
         An EDM denoiser with the same ``sigma_data`` is the intended one: away from the boundary
@@ -132,8 +86,8 @@ class ConsistencyDistillation(_Consistency):
     def passes_per_draw(self) -> float:
         return EVALUATIONS[self.solver] * FORWARD
 
-    def check_teacher(self, noise: NoiseSchedule | KarrasNoise) -> None:
-        if noise.kind == "consistency":
+    def check_teacher(self, noise: Noise) -> None:
+        if noise.kind in ("consistency", "latent_consistency"):
             raise ValueError(
                 f"a teacher must predict noise or be an EDM denoiser, this one {PREDICTS[noise.kind]}; "
                 "give the diffusion model it was distilled from"
@@ -175,7 +129,7 @@ class ConsistencyTraining(_Consistency):
 
 
 @dataclass(frozen=True)
-class Pairing:
+class Pairing(TwoEnds):
     """A consistency objective at work on one minibatch."""
 
     objective: "ConsistencyDistillation | ConsistencyTraining"
@@ -213,34 +167,12 @@ class Pairing:
             solved_sigma=reached,
         )
 
-    def loss(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:
-        """Distance of the two ends, ``[batch]``; deterministic in ``delta`` (dropout is replayed)."""
+    def _levels(self, draw: Draw) -> tuple[Tensor, Tensor]:
         assert isinstance(draw, PairDraw)
-        moved, solved = draw.noisy, draw.solved
-        if self.objective.perturbed == "student":
-            moved = moved + self._in_image_units(delta, draw.sigma)
-        else:
-            solved = solved + self._in_image_units(delta, draw.solved_sigma)
-        end = self._end(network, draw, moved, draw.sigma)
-        return self.objective.distance.between(end, self._target_end(draw, solved))
+        return draw.sigma, draw.solved_sigma
 
-    def attack(self, network: Denoiser, draw: Draw, delta: Tensor) -> Tensor:
-        """The loss itself."""
-        return self.loss(network, draw, delta)
-
-    def _target_end(self, draw: PairDraw, solved: Tensor) -> Tensor:
-        """The target's answer: no gradient for its parameters, one for its input where delta is there."""
-        target = self.companions.target
-        if target is None:
-            raise ValueError(f"{self.objective.kind} compares with a target network, got none")
-        with torch.set_grad_enabled(solved.requires_grad and torch.is_grad_enabled()):
-            return self._end(target, draw, solved, draw.solved_sigma)
-
-    def _end(self, network: Denoiser, draw: Draw, noisy: Tensor, sigma: Tensor) -> Tensor:
+    def _end(self, network: Denoiser, draw: Draw, noisy: Tensor, level: Tensor) -> Tensor:
         """f(x, sigma)."""
         noise = self.objective.noise
-        output = answer(network, noise.c_in(sigma) * noisy, noise.time(sigma).flatten(), draw)
-        return noise.c_skip(sigma) * noisy + noise.c_out(sigma) * output
-
-    def _in_image_units(self, delta: Tensor, sigma: Tensor) -> Tensor:
-        return delta if self.objective.unit == "image" else sigma * delta
+        output = answer(network, noise.c_in(level) * noisy, noise.time(level).flatten(), draw)
+        return noise.c_skip(level) * noisy + noise.c_out(level) * output

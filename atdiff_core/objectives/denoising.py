@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Self
 
+from pydantic import model_validator
 from torch import Tensor
 
 from atdiff_core.noise import NoiseSchedule
@@ -14,10 +15,11 @@ from atdiff_core.timesteps import LossHistory, TimestepSampler, UniformTimesteps
 
 
 class Denoising(ObjectiveConfig):
-    """Mean squared error of the predicted noise, perturbation included in the target.
+    """Mean squared error of what the network predicts, perturbation included in the target.
 
     At x_t + delta the noise that leads back to the same clean image is ``noise + delta / sigma_t``;
-    the loss is the mean over elements of the squared difference to it (Wang et al.,
+    the loss is the mean over elements of the squared difference to it, or, where the noise says
+    so, to the velocity or the image that goes with it (Wang et al.,
     arXiv:2502.17099, Eq. 14 and its released code). With delta = 0 it is the loss of DDPM. With
     a learned variance the rescaled variational term is added, which makes it the hybrid
     objective of improved DDPM (Nichol & Dhariwal, arXiv:2102.09672, Eq. 16).
@@ -46,6 +48,12 @@ class Denoising(ObjectiveConfig):
     attack_sees_variance: bool = True
     unit: Literal["image", "noise"] = "image"
     target: Literal["moves", "stays"] = "moves"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.variance == "learned" and self.noise.predicts != "noise":
+            raise ValueError(f"a variance is learned beside the noise, the network predicts the {self.noise.predicts}")
+        return self
 
     @property
     def attack_is_loss(self) -> bool:
@@ -97,6 +105,10 @@ class Denoising(ObjectiveConfig):
         return losses
 
     def _target(self, draw: Draw, delta: Tensor) -> Tensor:
+        return self.noise.meant(draw.clean, self._noise(draw, delta), draw.timesteps)
+
+    def _noise(self, draw: Draw, delta: Tensor) -> Tensor:
+        """The noise that leads from the moved input to the clean image, or that was drawn."""
         if self.target == "stays":
             return draw.noise
         shift = delta if self.attack_sees_target else delta.detach()

@@ -56,6 +56,24 @@ class PseudoHuber(Config):
         return ((one - other).square().flatten(1).mean(dim=1) + self.c**2).sqrt() - self.c
 
 
+class Huber(Config):
+    """Mean of sqrt(difference² + c²) - c: the same element by element, the distance of latent consistency models.
+
+    Source:
+        The training code of Luo et al. (arXiv:2310.04378), with c = 0.001.
+
+    Attributes:
+        c: Width of the squared part, an amplitude.
+    """
+
+    name: Literal["huber"] = "huber"
+    c: Annotated[float, Field(gt=0)] = 0.001
+
+    def between(self, one: Tensor, other: Tensor) -> Tensor:
+        """``[batch]`` for images ``[batch, channels, height, width]``."""
+        return (((one - other).square() + self.c**2).sqrt() - self.c).flatten(1).mean(dim=1)
+
+
 class LPIPS(Config):
     """Learned perceptual distance (Zhang et al., arXiv:1801.03924), by torchmetrics.
 
@@ -125,4 +143,4 @@ def _backbone_file(backbone: Literal["vgg", "alex"]) -> Path:
     return Path(given)
 
 
-ImageDistance = Annotated[L1 | L2 | PseudoHuber | LPIPS, Field(discriminator="name")]
+ImageDistance = Annotated[L1 | L2 | PseudoHuber | Huber | LPIPS, Field(discriminator="name")]

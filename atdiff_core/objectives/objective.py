@@ -1,14 +1,13 @@
 """What every objective says of itself, with the answers of an ordinary one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from atdiff_core.config import Config
-from atdiff_core.karras import PREDICTS, KarrasNoise
-from atdiff_core.noise import NoiseSchedule
+from atdiff_core.karras import PREDICTS, Noise
 from atdiff_core.objectives.drawing import Denoiser, Draw
 from atdiff_core.randomness import Randomness
 from atdiff_core.timesteps import LossHistory
@@ -24,7 +23,7 @@ class Teacher:
     """
 
     network: nn.Module
-    noise: NoiseSchedule | KarrasNoise
+    noise: Noise
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
@@ -38,10 +37,13 @@ class Companions:
         teacher: For an objective that ``needs_teacher``.
         target: Average of the trained network that it is compared with, for an objective that
             ``keeps_target``.
+        untold: What a network is told where it is told nothing, by the name of its argument, say the
+            empty prompt; each ``[1, ...]``. For one that ``embeds_guidance``.
     """
 
     teacher: Teacher | None = None
     target: nn.Module | None = None
+    untold: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class LiveObjective(Protocol):
@@ -73,7 +75,7 @@ class LiveObjective(Protocol):
 class ObjectiveConfig(Config):
     """Base of the objectives: frozen declarations, which ``beside`` puts to work."""
 
-    noise: NoiseSchedule | KarrasNoise
+    noise: Noise
 
     @property
     def attack_is_loss(self) -> bool:
@@ -110,6 +112,11 @@ class ObjectiveConfig(Config):
         return False
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told a guidance scale, and its teacher guided by one."""
+        return False
+
+    @property
     def keeps_target(self) -> bool:
         """Whether the trained network is compared with an average of itself."""
         return False
@@ -138,7 +145,7 @@ class ObjectiveConfig(Config):
         """
         raise NotImplementedError
 
-    def check_start(self, noise: NoiseSchedule | KarrasNoise) -> None:
+    def check_start(self, noise: Noise) -> None:
         """Refuse to start from weights trained on another noise."""
         if noise != self.noise:
             raise ValueError(
@@ -146,7 +153,7 @@ class ObjectiveConfig(Config):
                 "give the objective theirs, or start from scratch"
             )
 
-    def check_teacher(self, noise: NoiseSchedule | KarrasNoise) -> None:
+    def check_teacher(self, noise: Noise) -> None:
         """Refuse a teacher that cannot teach this."""
         if not self.needs_teacher:
             raise ValueError(f"an objective without a teacher was given one that {PREDICTS[noise.kind]}")

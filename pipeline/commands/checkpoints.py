@@ -7,9 +7,8 @@ import typer
 
 if TYPE_CHECKING:
     from atdiff_core.adm import AttentionOrder
-    from atdiff_core.karras import KarrasNoise
+    from atdiff_core.karras import Noise
     from atdiff_core.networks import UNet
-    from atdiff_core.noise import NoiseSchedule
 
 importing = typer.Typer(no_args_is_help=True, help="Make a snapshot of the weights of another code base.")
 exporting = typer.Typer(no_args_is_help=True, help="Write a snapshot's weights for another code base.")
@@ -88,7 +87,7 @@ def export_adm(
     )
 
 
-def _trained_on(kind: str, timesteps: int) -> "NoiseSchedule | KarrasNoise":
+def _trained_on(kind: str, timesteps: int) -> "Noise":
     from atdiff_core.karras import KarrasNoise
     from atdiff_core.noise import NoiseSchedule
 

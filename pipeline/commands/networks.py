@@ -33,6 +33,12 @@ def train(
     outliers: Annotated[
         str | None, typer.Option(help="Shard set that the configuration's corruption takes outliers from.")
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Folder of `atdiff prompts`, for a network that attends to prompts.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward: less memory, a third more work.")
+    ] = False,
 ) -> None:
     """Train one network and judge it; interrupted, it continues with the same command."""
     from rich.console import Console
@@ -40,17 +46,28 @@ def train(
 
     from atdiff_core.data.stream import open_shards
     from atdiff_core.devices import chosen_device
+    from atdiff_core.hub import local_folder
     from atdiff_core.train_state import Execution
     from pipeline.records import Assignment, declare, load_record
     from pipeline.trial import Judged, Places, Trained, run_trial
 
-    trial = _trial_config(config, shards, start, teacher, seed)
+    start, teacher = (given and local_folder(str(given)) for given in (start, teacher))
+    trial = _trial_config(config, shards, start, teacher, seed, prompts)
     assignment = Assignment(trial, "base" if start is None else "search")
     _claim(out, assignment)
     declare(out, assignment)
     readers = open_shards(shards).suggested_workers if data_workers is None else data_workers
-    execution = Execution(chosen_device(device), slice_size, compile, channels_last, readers)
-    places = Places(shards, out, start or out, out / "cache", threads, execution, teacher or start or out, outliers)
+    execution = Execution(
+        chosen_device(device),
+        slice_size,
+        compile,
+        channels_last,
+        readers,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    places = Places(
+        shards, out, start or out, out / "cache", threads, execution, teacher or start or out, outliers, prompts=prompts
+    )
     console = Console()
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=trial.train.budget_kpass)
@@ -67,12 +84,15 @@ def train(
     console.print(f"snapshot: {out / 'snapshot'}   samples: {out / 'samples.png'}")
 
 
-def _trial_config(file: Path, shards: str, start: Path | None, teacher: Path | None, seed: int | None) -> "TrialConfig":
+def _trial_config(
+    file: Path, shards: str, start: Path | None, teacher: Path | None, seed: int | None, prompts: Path | None
+) -> "TrialConfig":
     """The file's ``train`` and ``evaluation``, completed with the dataset, the starting point and the teacher."""
     import runpy
 
     from pydantic import TypeAdapter
 
+    from atdiff_core.data.prompts import load_prompts
     from atdiff_core.data.stream import open_shards
     from atdiff_core.files import read_json
     from atdiff_core.objectives import Objective
@@ -88,6 +108,8 @@ def _trial_config(file: Path, shards: str, start: Path | None, teacher: Path | N
         raise ValueError(f"{file} must give a mapping with `train` and `evaluation`; see search_spaces/train_digits.py")
     train = dict(written["train"])
     train["dataset"] = open_shards(shards).fingerprint
+    if prompts is not None:
+        train["prompts"] = load_prompts(prompts).fingerprint
     train["start_from"] = load_snapshot(start).key if start else SCRATCH
     objective: Objective = TypeAdapter(Objective).validate_python(train.get("objective", Denoising()))
     teaching = teacher or (start if objective.needs_teacher else None)

@@ -70,7 +70,9 @@ def _rates(space: "Space", root: Path, tflops: float | None, measure: bool, cons
     assert isinstance(console, Console)
     rates = {}
     for resolution in space.ladder:
-        rung = open_rung(space.shards, space.network.at(resolution), partial(space.base_config, resolution))
+        rung = open_rung(
+            space.shards, space.network.at(resolution), partial(space.base_config, resolution), prompts=space.prompts
+        )
         point = space.domains.drawn(lambda name, domain: domain.at(0.5))
         perturbation = space.domains.perturbation(point, space.dimension(resolution))
         assert isinstance(perturbation, FreeAT)
