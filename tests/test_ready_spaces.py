@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from atdiff_core.text_networks import TextUNet
 from atdiff_core.train_config import TrainConfig
 from search_spaces.comparison import Comparison, load_comparison
 from search_spaces.space import Space, TrialConfig, load_space
@@ -28,6 +29,8 @@ def test_nothing_ready_is_left_out() -> None:
         "norms",
         "from_scratch_warmup",
         "fashion_arms",
+        "stamps_lcm",
+        "coco_lcm",
     }
     assert set(RUNS) == {
         "train_digits",
@@ -35,6 +38,7 @@ def test_nothing_ready_is_left_out() -> None:
         "train_cifar10_at",
         "train_imagenet64_at",
         "train_digits_edm",
+        "train_stamps_teacher",
     }
 
 
@@ -48,7 +52,8 @@ def test_a_declaration_loads_and_survives_json(name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_complete_but_for_its_data(name: str) -> None:
     written = DECLARED[name]["config"]
-    trial = TrialConfig.model_validate({**written, "train": {**written["train"], "dataset": "0" * 64}})
+    prompts = {"prompts": "0" * 64} if isinstance(written["train"]["network"], TextUNet) else {}
+    trial = TrialConfig.model_validate({**written, "train": {**written["train"], "dataset": "0" * 64, **prompts}})
     trial.train.budget_check()
 
 
