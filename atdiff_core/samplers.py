@@ -306,6 +306,7 @@ def sample_batches(
     count: int,
     seed: int,
     num_classes: int = 0,
+    bounded: bool = True,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
@@ -315,6 +316,7 @@ def sample_batches(
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
         images, _ = sample(
-            network, noise, sampler, shape=shape, indices=indices, seed=seed, num_classes=num_classes, device=device
-        )
+            network, noise, sampler, shape=shape, indices=indices, seed=seed, num_classes=num_classes,
+            bounded=bounded, device=device,
+        )  # fmt: skip
         yield images

@@ -76,6 +76,18 @@ class Snapshot:
         """Classes the network is conditioned on; zero for none."""
         return self.network.num_classes
 
+    def check_needs_no_prompt(self, name: str) -> None:
+        """Refuse a network that attends to prompts, where there are none to tell it.
+
+        Args:
+            name: Its folder, for the error.
+        """
+        if isinstance(self.network, TextNoisePredictor):
+            raise ValueError(
+                f"{name}: the network attends to prompts; sample it with diffusers' pipelines, or judge it with "
+                "`atdiff evaluate-text`"
+            )
+
     @property
     def learned_variance(self) -> bool:
         """Whether the output holds v behind the noise."""

@@ -71,6 +71,7 @@ def opened_models(arguments: Sequence[str], dataset: ShardSet, device: str) -> l
         if name in models:
             raise ValueError(f"every snapshot needs a name of its own (NAME=FOLDER), got {name!r} twice")
         models[name] = Model(name, load_snapshot(Path(folder), device), _sha256(Path(folder)))
+        models[name].snapshot.check_needs_no_prompt(folder)
         shape = models[name].snapshot.image_shape
         if shape != (dataset.image_channels, dataset.resolution, dataset.resolution):
             raise ValueError(

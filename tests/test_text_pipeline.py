@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from latent_sets import STUDENT, World, world
+from PIL import Image
 from typer.testing import CliRunner
 
 from atdiff_core.balls import L2Ball
@@ -165,6 +166,11 @@ def test_class_conditional_latents_train_with_the_ordinary_network(here: World, 
     snapshot = load_snapshot(tmp_path / "run" / SNAPSHOT)
     assert snapshot.latents == here.shards.index.latents
     assert snapshot.num_classes == 2
+    command = ["sample", str(tmp_path / "run" / SNAPSHOT), "--nfe", "2", "--count", "4", "--device", "cpu"]
+    drawn = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "drawn.png")])
+    assert drawn.exit_code == 0, drawn.output
+    with Image.open(tmp_path / "drawn.png") as grid:  # Of pictures, not of latents: 8 pixels, enlarged to 48.
+        assert grid.size == (8 * 50, 50)
 
 
 def test_atdiff_train_takes_prompts_and_says_when_they_are_missing(here: World, tmp_path: Path) -> None:
@@ -182,5 +188,8 @@ def test_atdiff_train_takes_prompts_and_says_when_they_are_missing(here: World, 
     given = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "run"), "--prompts", str(here.prompts)])
     assert given.exit_code == 0, given.output
     assert "kd_efflite0_64/ddim_g3_2" in given.stdout
+    for command_on_it in (["sample"], ["evaluate", "--shards", str(here.latents)]):
+        drawn = CliRunner().invoke(app, [command_on_it[0], str(tmp_path / "run" / SNAPSHOT), *command_on_it[1:]])
+        assert "the network attends to prompts; sample it with diffusers' pipelines" in str(drawn.exception)
     missing = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "other")])
     assert "a network of kind text is told embeddings of prompts, got 'none'" in str(missing.exception)

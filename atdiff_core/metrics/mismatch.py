@@ -54,6 +54,7 @@ def mismatch(
     principal: int = 32,
     random: int = 32,
     num_classes: int = 0,
+    bounded: bool = True,
     batch_size: int = 100,
     device: torch.device | str = "cpu",
 ) -> Iterator[MismatchAt]:
@@ -72,6 +73,7 @@ def mismatch(
         principal: Principal components. With 0, only directions of noise are seen.
         random: Random directions orthogonal to them. With both adding up to the elements of an
             image, the whole space is seen.
+        bounded: Whether samples lie in [-1, 1], as pictures do and latents do not.
         num_classes: Of a conditional network, whose samples get classes drawn uniformly: q and p
             are those of all classes together.
 
@@ -93,7 +95,15 @@ def mismatch(
     batches = [range(samples)[start : start + batch_size] for start in range(0, samples, batch_size)]
     runs = [
         trajectory(
-            network, noise, sampler, shape=shape, indices=batch, seed=seed, num_classes=num_classes, device=device
+            network,
+            noise,
+            sampler,
+            shape=shape,
+            indices=batch,
+            seed=seed,
+            num_classes=num_classes,
+            bounded=bounded,
+            device=device,
         )
         for batch in batches
     ]

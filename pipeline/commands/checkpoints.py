@@ -76,7 +76,9 @@ def export_adm(
     order = _order(attention_order)
     if file.exists():
         raise ValueError(f"{file} is there already; choose another file")
-    network = load_snapshot(snapshot).network
+    opened = load_snapshot(snapshot)
+    opened.check_needs_no_prompt(str(snapshot))
+    network = opened.network
     tensors = to_adm(network, order)
     write_adm(tensors, file)
     config = network.unet.config

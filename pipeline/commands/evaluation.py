@@ -41,6 +41,7 @@ def sample(
     from rich.console import Console
     from rich.progress import track
 
+    from atdiff_core.autoencoders import load_autoencoder
     from atdiff_core.devices import chosen_device
     from atdiff_core.pictures import save_grid
     from atdiff_core.samplers import Sampler, sample_batches
@@ -48,11 +49,14 @@ def sample(
 
     chosen, place = Sampler.named(sampler, nfe=nfe), chosen_device(device)
     loaded = load_snapshot(snapshot, place)
+    loaded.check_needs_no_prompt(str(snapshot))
+    decoder = None if loaded.latents is None else load_autoencoder(loaded.latents.autoencoder, device=place)
     batches = sample_batches(
         loaded.network, loaded.noise, chosen, shape=loaded.image_shape, count=count, seed=seed,
-        num_classes=loaded.num_classes, batch_size=batch_size, device=place,
+        num_classes=loaded.num_classes, bounded=decoder is None, batch_size=batch_size, device=place,
     )  # fmt: skip
-    images = [batch.cpu() for batch in track(batches, description="sampling", total=-(-count // batch_size))]
+    drawn = (batch if decoder is None else decoder.decode(batch) for batch in batches)
+    images = [batch.cpu() for batch in track(drawn, description="sampling", total=-(-count // batch_size))]
     save_grid(torch.cat(images), out)
     Console().print(f"{count} images by {chosen.label} at NFE {nfe}, seed {seed}: {out}")
 

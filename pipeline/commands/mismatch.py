@@ -57,7 +57,7 @@ def mismatch(
             curves[model.name] = []
             for level in mismatch(
                 opened.network, opened.noise, chosen, images, samples=samples, seed=seed, principal=principal,
-                random=random, num_classes=opened.num_classes, device=place,
+                random=random, num_classes=opened.num_classes, bounded=dataset.index.latents is None, device=place,
             ):  # fmt: skip
                 curves[model.name].append(level)
                 progress.advance(task)
