@@ -1,6 +1,7 @@
 """Single samples of a set, each at the cost of one range read and one decoding."""
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from atdiff_core.data.tar_walk import IMAGE_EXTENSIONS, LATENT_EXTENSION
 SPAN_BYTES = 2**20
 """Members of a sample are neighbours: up to this length they are read at once, with what is between them."""
 
+READ_TOGETHER = 32
+"""Samples that are read, and then decoded."""
 CONTENTS = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
 
 
@@ -89,20 +92,20 @@ class SampleReader:
             ValueError: If a shard or a sample is missing or damaged; names it and the offset.
         """
         numbers = (self._starts[places.shards] + places.rows).tolist()
-        shards, rows = places.shards.tolist(), places.rows.tolist()
-        lines = {shard: self._lines(shard) for shard in set(shards)}
-        keys = [lines[shard].key(row) for shard, row in zip(shards, rows, strict=True)]
+        where = _pairs(places)
+        lines = {shard: self._lines(shard) for shard in {shard for shard, _ in where}}
+        keys = [lines[shard].key(row) for shard, row in where]
         if content is None:
             shape, dtype = self.content_of(len(numbers))
             content = torch.empty(shape, dtype=dtype)
         if self._memory is not None:
-            for number, shard, row in zip(numbers, shards, rows, strict=True):
-                if not self._memory.filled[number]:
-                    self._memory.keep(number, self._sample(shard, row, lines[shard].of[row].tolist()))
+            new = {number: place for number, place in zip(numbers, where, strict=True) if not self._memory.has(number)}
+            for number, sample in zip(new, self._samples(list(new.values())), strict=True):
+                self._memory.keep(number, sample)
             return self._memory.samples(numbers, keys, content)
         labels, captions, array = [], [], content.numpy()
-        for place, (shard, row) in enumerate(zip(shards, rows, strict=True)):
-            array[place], label, texts = self._sample(shard, row, lines[shard].of[row].tolist())
+        for place, (pixels, label, texts) in enumerate(self._samples(where)):
+            array[place] = pixels
             labels.append(label)
             captions.append(texts)
         return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
@@ -113,7 +116,7 @@ class SampleReader:
         Raises:
             ValueError: If a shard is missing or damaged, or a caption is no UTF-8 text.
         """
-        return [self._captions(*place) for place in zip(places.shards.tolist(), places.rows.tolist(), strict=True)]
+        return [self._captions(*place) for place in _pairs(places)]
 
     def _captions(self, shard: int, row: int) -> tuple[str, ...]:
         _, first, _, *members = self._lines(shard).of[row].tolist()
@@ -127,24 +130,40 @@ class SampleReader:
         except ValueError as error:
             raise ValueError(f"{self._named(shard, row, first + start)}: {error}") from error
 
-    def _sample(self, shard: int, row: int, line: list[int]) -> Sample:
-        """Read, check and decode one sample; ``line`` as in ``_Lines``."""
-        kind, first, length, *members = line
+    def _samples(self, where: list[tuple[int, int]]) -> Iterator[Sample]:
+        """The samples in some rows of some shards.
+
+        A few are read and checked, then they are decoded: one by one, reading would drive decoding
+        out of the processor's caches every time.
+        """
+        lines = {shard: self._lines(shard).of for shard in {shard for shard, _ in where}}
+        for start in range(0, len(where), READ_TOGETHER):
+            together = [(shard, row, lines[shard][row].tolist()) for shard, row in where[start : start + READ_TOGETHER]]
+            encoded = [self._members(*place) for place in together]
+            for place, members in zip(together, encoded, strict=True):
+                yield self._decoded(*place, members)
+
+    def _members(self, shard: int, row: int, line: list[int]) -> list[bytes | None]:
+        """Content, label and captions of a sample as they were indexed; ``line`` as in ``_Lines``."""
+        _, first, length, *places = line
         span = self._files.read(shard, first, first + length) if length <= SPAN_BYTES else None
-        found: list[bytes | None] = []
-        for start, stop, checksum in zip(members[0::3], members[1::3], members[2::3], strict=True):
+        members: list[bytes | None] = []
+        for start, stop, checksum in zip(places[0::3], places[1::3], places[2::3], strict=True):
             if checksum == ABSENT:
-                found.append(None)
+                members.append(None)
                 continue
             member = self._files.read(shard, first + start, first + stop) if span is None else span[start:stop]
             self._check(member, checksum, shard, row, first + start)
-            found.append(member)
-        content, label, text = found
-        decoder = self._decoder
+            members.append(member)
+        return members
+
+    def _decoded(self, shard: int, row: int, line: list[int], members: list[bytes | None]) -> Sample:
+        content, label, text = members
+        decoder, extension = self._decoder, CONTENTS[line[0]]
         try:
-            return Sample(decoder.decoded(content or b"", CONTENTS[kind]), decoder.label(label), decoder.captions(text))
+            return Sample(decoder.decoded(content or b"", extension), decoder.label(label), decoder.captions(text))
         except ValueError as error:
-            raise ValueError(f"{self._named(shard, row, first + members[0])}: {error}") from error
+            raise ValueError(f"{self._named(shard, row, line[1] + line[3])}: {error}") from error
 
     def _check(self, member: bytes, checksum: int, shard: int, row: int, offset: int) -> None:
         """Whether these are the bytes that were indexed."""
@@ -154,6 +173,11 @@ class SampleReader:
 
     def _named(self, shard: int, row: int, offset: int) -> str:
         return f"{self._files.name(shard)}, sample {self._files.table(shard).key(row)}, offset {offset}"
+
+
+def _pairs(places: Places) -> list[tuple[int, int]]:
+    """Number of the shard and row of each place."""
+    return list(zip(places.shards.tolist(), places.rows.tolist(), strict=True))
 
 
 class _Lines:
@@ -200,14 +224,17 @@ class _Memory:
         self._array = self._content.numpy()
         self._labels = torch.zeros(total, dtype=torch.int64)
         self._captions: dict[int, tuple[str, ...]] = {}
-        self.filled = bytearray(total)
+        self._filled = bytearray(total)
+
+    def has(self, number: int) -> bool:
+        return bool(self._filled[number])
 
     def keep(self, number: int, sample: Sample) -> None:
         self._array[number] = sample.content
         self._labels[number] = sample.label
         if sample.captions:
             self._captions[number] = sample.captions
-        self.filled[number] = 1
+        self._filled[number] = 1
 
     def samples(self, numbers: list[int], keys: list[str], content: Tensor) -> Samples:
         chosen = torch.tensor(numbers, dtype=torch.int64)
