@@ -32,17 +32,24 @@ FAST = {
 
 
 def until(
-    condition: Callable[[], bool], what: str, *, timeout_sec: float = 300, driver: "Driver | None" = None
+    condition: Callable[[], bool],
+    what: str,
+    *,
+    timeout_sec: float = 300,
+    driver: "Driver | None" = None,
+    log: Path | None = None,
 ) -> float:
-    """Wait for a condition; the seconds it took."""
+    """Wait for a condition; the seconds it took. If it never holds, the driver's words or a log say why."""
+
+    def said() -> str:
+        return driver.said() if driver else log.read_text()[-3000:] if log else ""
+
     began = time.monotonic()
     while not condition():
         if driver is not None and driver.process.poll() is not None:
-            raise AssertionError(
-                f"the driver ended (exit code {driver.process.returncode}) before {what}:\n{driver.said()}"
-            )
+            raise AssertionError(f"the driver ended (exit code {driver.process.returncode}) before {what}:\n{said()}")
         if time.monotonic() - began > timeout_sec:
-            raise AssertionError(f"waited {timeout_sec} s in vain until {what}:\n{driver.said() if driver else ''}")
+            raise AssertionError(f"waited {timeout_sec} s in vain until {what}:\n{said()}")
         time.sleep(0.5)
     return time.monotonic() - began
 

@@ -1,5 +1,6 @@
 """Recovery between real network stacks: a head and workers in namespaces, with links that fail."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,8 +31,10 @@ ENVIRONMENT = FAST | {
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "a-token-for-tests-0123456789abcdef",
 }
-"""A host that is cut off is given up within the 25 seconds."""
+"""A host that is cut off is given up within the 25 seconds; all hosts and the driver know one token."""
 
 
 @pytest.fixture
@@ -52,7 +55,8 @@ def sockets() -> Iterator[Path]:
 
 def start_node(host: Host, head: Host, sockets: Path) -> None:
     """Join the cluster, or start it; a node that was given up for dead joins again."""
-    command = f"ray start --block --node-ip-address={host.address} --object-store-memory=100000000"
+    command = f"{sys.executable} -m ray.scripts.scripts start --block --node-ip-address={host.address}"
+    command += " --object-store-memory=100000000"
     if host is head:
         command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false --temp-dir={sockets}"
     else:
@@ -78,7 +82,7 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
         until(lambda: progress.furthest() >= furthest + minibatches, what, driver=driver)
         return stepped
 
-    until(lambda: head.answers(PORT), "the head is up")
+    until(lambda: head.answers(PORT), "the head is up", log=sockets / f"{head.name}.log")
     driver = Driver(setting, environment, head.prefix)
     try:
         advance(400, "two hosts train")
