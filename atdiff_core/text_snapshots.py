@@ -118,6 +118,23 @@ def load_text_network(folder: Path) -> TextNoisePredictor:
     return TextNoisePredictor(unet.float())
 
 
+def check_belongs(folder: Path, around: Surroundings) -> None:
+    """Refuse a pipeline as the teacher of latents or prompts that another autoencoder or text encoder made.
+
+    Raises:
+        ValueError: They are others than the folder's own, or the folder's own cannot be read.
+    """
+    if around.latents is not None and (folder / SUBFOLDER).is_dir():
+        found = load_autoencoder(str(folder / SUBFOLDER))
+        if found.key != around.latents.autoencoder_key:
+            raise ValueError(
+                f"{folder}: not the autoencoder of the latents, which is {around.latents.autoencoder}; "
+                "encode them with the teacher's"
+            )
+    if around.prompts is not None and (folder / ENCODER).is_dir():
+        around.prompts.check_encoder(load_text_encoder(str(folder)).key, str(folder))
+
+
 def _check_autoencoder(folder: Path, channels: int) -> None:
     file = folder / SUBFOLDER / "config.json"
     if file.is_file() and (found := read_json(file).get("latent_channels")) != channels:

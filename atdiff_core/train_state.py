@@ -111,6 +111,7 @@ class TrainState:
             raise ValueError(f"objective {config.objective.kind} needs {_teachers(config)}, got {teacher and 'one'}")
         if teacher is not None:
             config.objective.check_teacher(teacher.noise)
+            _check_teacher_reads(config, teacher.network)
         return cls.made(config, start, execution or Execution(), teacher)
 
     @classmethod
@@ -135,6 +136,14 @@ class TrainState:
             target=target,
             teacher=teacher,
         )
+
+
+def _check_teacher_reads(config: TrainConfig, teacher: nn.Module) -> None:
+    """A teacher must take what its student takes."""
+    for name in ("image_channels", "prompt_width"):
+        theirs, ours = (getattr(each, name, None) for each in (teacher, config.network))
+        if isinstance(teacher, NoisePredictor) and theirs != ours:
+            raise ValueError(f"teacher and student must have the same {name}, got {theirs} and {ours}")
 
 
 def _teachers(config: TrainConfig) -> str:

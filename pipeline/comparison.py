@@ -4,8 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atdiff_core.data.prompts import load_prompts
 from atdiff_core.hub import local_folder
 from atdiff_core.snapshots import load_snapshot
+from atdiff_core.text_snapshots import Surroundings, check_belongs
 from atdiff_core.train_config import SCRATCH
 from pipeline.comparison_results import ComparisonResult, load_comparison_result
 from pipeline.driver import Rung, driving, open_rung
@@ -65,7 +67,11 @@ def rung_of(comparison: Comparison) -> Rung:
     def base_config(dataset: str, prompts: str) -> TrialConfig:
         return comparison.base_config(dataset, start_key, teacher_key, prompts)
 
-    return open_rung(comparison.shards, comparison.network, base_config, start, teacher, comparison.prompts)
+    rung = open_rung(comparison.shards, comparison.network, base_config, start, teacher, comparison.prompts)
+    texts = load_prompts(rung.prompts) if rung.prompts else None
+    for folder in filter(None, {start, teacher}):
+        check_belongs(folder, Surroundings(rung.shards.index.latents, texts))
+    return rung
 
 
 def _existing(origin: object) -> Path | None:

@@ -1,10 +1,12 @@
 """Latent consistency distillation through the pipeline: teacher, trials, a whole sweep, as for any objective."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from latent_sets import STUDENT, World, world
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from atdiff_core.balls import L2Ball
@@ -19,6 +21,7 @@ from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import FreeAT, Unperturbed
 from atdiff_core.samplers import Sampler
 from atdiff_core.snapshots import load_snapshot
+from atdiff_core.text_snapshots import Surroundings, check_belongs
 from pipeline.cli import app
 from pipeline.comparison import assignments, rung_of
 from pipeline.records import RESULT, SAMPLES, SNAPSHOT, Assignment, declare
@@ -150,6 +153,21 @@ def test_a_comparison_takes_a_stable_diffusion_folder_as_its_teacher(
     assert {each.config.train.teacher for each in trials} == {base.config.train.key}
     assert {each.config.train.network for each in trials} == {STUDENT.but(lora_rank=2)}
     assert {each.config.train.prompts for each in trials} == {here.texts.fingerprint}
+
+
+def test_a_teacher_of_other_latents_or_prompts_is_refused(
+    here: World, taught: tuple[Space, Assignment, Places], tmp_path: Path
+) -> None:
+    _, _, places = taught
+    around = Surroundings(here.shards.index.latents, here.texts)
+    check_belongs(places.teacher, around)
+    for part, words in (("vae", "not the autoencoder of the latents"), ("text_encoder", "not the text encoder of")):
+        other = shutil.copytree(places.teacher, tmp_path / part)
+        (weights,) = (other / part).glob("*.safetensors")
+        tensors = load_file(weights)
+        save_file({name: value + 1 for name, value in tensors.items()}, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=words):
+            check_belongs(other, around)
 
 
 def test_class_conditional_latents_train_with_the_ordinary_network(here: World, tmp_path: Path) -> None:

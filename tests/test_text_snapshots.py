@@ -189,6 +189,14 @@ class TestStudent:
         for one, other in zip(plain.averaged.parameters(), saving.averaged.parameters(), strict=True):
             assert torch.allclose(one, other, atol=1e-6)
 
+    def test_a_teacher_of_other_channels_or_prompts_is_refused(self, here: World, teacher: Path) -> None:
+        taught = load_snapshot(teacher)
+        for changes, words in (({"image_channels": 4}, "same image_channels, got 3 and 4"),
+                               ({"prompt_width": 8}, "same prompt_width, got 16 and 8")):  # fmt: skip
+            config = student_config(here, taught.key, network=STUDENT.but(**changes), start_from=SCRATCH)
+            with pytest.raises(ValueError, match=words):
+                TrainState.fresh(config, None, None, taught.teacher)
+
     def test_bf16_and_slices_train(self, here: World, teacher: Path) -> None:
         taught = load_snapshot(teacher)
         config = student_config(here, taught.key, precision="bf16")

@@ -98,6 +98,7 @@ def _trial_config(
     from atdiff_core.objectives import Objective
     from atdiff_core.objectives.denoising import Denoising
     from atdiff_core.snapshots import load_snapshot
+    from atdiff_core.text_snapshots import Surroundings, check_belongs
     from atdiff_core.train_config import NO_TEACHER, SCRATCH
     from search_spaces.space import TrialConfig
 
@@ -108,13 +109,16 @@ def _trial_config(
         raise ValueError(f"{file} must give a mapping with `train` and `evaluation`; see search_spaces/train_digits.py")
     train = dict(written["train"])
     train["dataset"] = open_shards(shards).fingerprint
-    if prompts is not None:
-        train["prompts"] = load_prompts(prompts).fingerprint
+    texts = None if prompts is None else load_prompts(prompts)
+    if texts is not None:
+        train["prompts"] = texts.fingerprint
     train["start_from"] = load_snapshot(start).key if start else SCRATCH
     objective: Objective = TypeAdapter(Objective).validate_python(train.get("objective", Denoising()))
     teaching = teacher or (start if objective.needs_teacher else None)
     if objective.needs_teacher and teaching is None:
         raise ValueError(f"objective {objective.kind} needs a teacher: give --teacher SNAPSHOT, or --start SNAPSHOT")
+    for folder in filter(None, {start, teaching}):
+        check_belongs(folder, Surroundings(open_shards(shards).index.latents, texts))
     if teaching is not None:
         taught = load_snapshot(teaching)
         objective.check_teacher(taught.noise)
