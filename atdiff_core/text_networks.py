@@ -246,7 +246,7 @@ TEXT_PRESETS: dict[str, TextUNet] = {
 def text_preset(name: str, *, resolution: int | None = None, prompt_width: int | None = None) -> TextUNet:
     """A named text-conditional U-Net, for latents and prompts of one's choice.
 
-    ``text_tiny`` (0.5 M parameters) for two CPU cores; ``sd15``: the 860 M network of Stable Diffusion 1.
+    ``text_tiny`` (1.1 M parameters) for two CPU cores; ``sd15``: the 860 M network of Stable Diffusion 1.
     """
     if name not in TEXT_PRESETS:
         raise ValueError(f"network preset must be one of {', '.join(TEXT_PRESETS)}, got {name!r}")

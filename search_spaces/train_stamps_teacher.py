@@ -9,7 +9,7 @@
     atdiff train search_spaces/train_stamps_teacher.py --shards data/stamps_latents/8px \\
         --prompts data/stamps_prompts --out runs/stamps_teacher
 
-The snapshot opens in diffusers' ``StableDiffusionPipeline``; ``stamps_lcm.py`` distils it. 0.7 M
+The snapshot opens in diffusers' ``StableDiffusionPipeline``; ``stamps_lcm.py`` distils it. 1.1 M
 parameters, 6,000 optimizer steps.
 """
 
