@@ -1,5 +1,6 @@
 """Latent consistency distillation: formulas written out again, stock schedulers, identities, every scheme."""
 
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,12 @@ from atdiff_core.minibatch import Minibatch
 from atdiff_core.noise import NoiseSchedule, Predicts
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.objectives.image_distances import L2, Huber
-from atdiff_core.objectives.latent_consistency import LatentConsistencyDistillation, SkipDraw, Skipping
+from atdiff_core.objectives.latent_consistency import (
+    LatentConsistencyDistillation,
+    SkipDraw,
+    Skipping,
+    guided_step,
+)
 from atdiff_core.objectives.objective import Companions, Teacher
 from atdiff_core.perturbations import PGD, FreeAT, GaussianPerturbation, Perturbation, RandomPerturbation, Unperturbed
 from atdiff_core.randomness import Randomness
@@ -27,6 +33,7 @@ from atdiff_core.schedulers import PREDICTION_TYPES
 BATCH = 6
 RANDOMNESS = Randomness(1, range(BATCH))
 PREDICTIONS = list(get_args(Predicts))
+SCHEDULE, SPREAD = NoiseSchedule(kind="scaled_linear"), 0.5
 BALL = L2Ball(radius=0.02)
 SCHEMES: list[Perturbation] = [
     Unperturbed(), Unperturbed(num_replays=2), RandomPerturbation(ball=BALL, num_replays=2, step_size=0.01),
@@ -171,6 +178,73 @@ class TestLoss:
         for t, below in zip(draw.timesteps.tolist(), draw.solved_timesteps.tolist(), strict=True):
             place = grid.index(t) - skip
             assert below == (grid[place] if place >= 0 else 0)
+
+
+class Bayes(torch.nn.Module):
+    """The best noise predictor of Gaussian data with standard deviation ``SPREAD``, whatever it is told."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, **told: Tensor) -> Tensor:
+        sigma = SCHEDULE.sigma(timesteps).to(noisy)
+        return sigma * noisy / variance(timesteps).view(-1, 1, 1, 1)
+
+
+def variance(timesteps: Tensor) -> Tensor:
+    """Of x_t, for Gaussian data; the probability flow keeps x_t / sqrt(variance)."""
+    abar = SCHEDULE.abar[timesteps]
+    return abar * SPREAD**2 + 1 - abar
+
+
+def chained(noise: LatentConsistencyNoise) -> Tensor:
+    """How much of x_t the teacher's steps leave at t = 0, from each timestep of the grid, ``[num_steps]``."""
+    teacher, left, below = Teacher(Bayes(), SCHEDULE), torch.ones(1, 1, 1, 1, dtype=torch.float64), 0
+    shares = []
+    for t in noise.grid.tolist():
+        here, there, w = torch.tensor([t]), torch.tensor([below]), torch.tensor([7.0])
+        left = left * guided_step(teacher, torch.ones_like(left), here, there, w, {"prompt": EMPTY}, {"prompt": EMPTY})
+        shares.append(left.flatten())
+        below = t
+    return torch.cat(shares)
+
+
+class TestGaussian:
+    def test_the_teachers_steps_are_the_probability_flow_to_first_order(self) -> None:
+        errors = []
+        for steps in (50, 100, 200):
+            noise = LatentConsistencyNoise(num_steps=steps)
+            exact = (variance(torch.tensor([0])) / variance(noise.grid)).sqrt()
+            errors.append(float((chained(noise) / exact - 1)[-1].abs()))
+        assert errors[0] < 0.1
+        for coarse, fine in pairwise(errors):
+            assert coarse / fine == pytest.approx(2, rel=0.2)
+
+    @pytest.mark.parametrize("perturbed", ["student", "solver"])
+    def test_distillation_finds_the_consistency_function(self, perturbed: str) -> None:
+        noise = LatentConsistencyNoise(schedule=SCHEDULE.but(predicts="image"), num_steps=5)
+        objective = LatentConsistencyDistillation(noise=noise, distance=L2(), perturbed=perturbed, target_rate=0.5)
+
+        class Linear(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.shares = torch.nn.Parameter(torch.full((1000,), 0.5, dtype=torch.float64))
+
+            def forward(self, noisy: Tensor, timesteps: Tensor, **told: Tensor) -> Tensor:
+                return self.shares[timesteps].view(-1, 1, 1, 1) * noisy
+
+        trained, target = Linear(), Linear()
+        optimizer = torch.optim.Adam(trained.parameters(), lr=0.03)
+        skipping = objective.beside(Companions(Teacher(Bayes(), SCHEDULE), target, {"prompt": EMPTY}), progress=0)
+        for step in range(250):
+            optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / 250)
+            randomness = Randomness(0, range(16 * step, 16 * (step + 1)))
+            clean = SPREAD * randomness.for_("data").normal((1, 1, 1)).double()
+            draw = skipping.draw(clean, randomness, condition={"prompt": EMPTY.expand(16, -1, -1)})
+            optimizer.zero_grad()
+            skipping.loss(trained, draw, torch.zeros_like(draw.noisy)).mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                target.shares.lerp_(trained.shares, 1 - objective.target_decay(0))
+        learned = trained.shares.detach()[noise.grid]  # c_out is one and c_skip nothing away from t = 0.
+        assert torch.allclose(learned, chained(noise), rtol=0.05)
 
 
 class TestPerturbed:
