@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atdiff_core.data.contents import Latents
 from atdiff_core.hub import HUB_ID, first_line
+from atdiff_core.weights import add_weights
 
 Precision = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -75,9 +76,7 @@ class Autoencoder:
         """sha256 of the configuration and the weights in single precision, whatever file they came from."""
         config = {name: value for name, value in self.network.config.items() if not name.startswith("_")}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        add_weights(digest, self.network)
         return digest.hexdigest()
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atdiff_core.hub import HUB_ID, first_line, quiet_transformers
+from atdiff_core.weights import add_weights
 
 CLIP = "clip"
 """Where the folder of ``atdiff pretrain clip`` keeps both towers."""
@@ -49,9 +50,7 @@ class Clip:
     def key(self) -> str:
         """sha256 of the weights in single precision."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        add_weights(digest, self.network)
         return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atdiff_core.hub import HUB_ID, first_line, quiet_transformers
+from atdiff_core.weights import add_weights
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 """Where a diffusers pipeline keeps the two."""
@@ -46,9 +47,7 @@ class TextEncoder:
         """sha256 of the configuration, the weights in single precision and the tokenizer's rules."""
         config = {name: value for name, value in self.network.config.to_dict().items() if name in _DECIDING}
         digest = hashlib.sha256(json.dumps([config, self._rules()], sort_keys=True).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        add_weights(digest, self.network)
         return digest.hexdigest()
 
     @torch.inference_mode()

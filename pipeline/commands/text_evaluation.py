@@ -125,8 +125,8 @@ def _tables(
             continue
         series = by_arm(models, cells, name)
         steps = sorted(next(iter(series.values())))
-        sense = "higher" if name == "clip_score" else "lower"
-        table = Table("arm", "seeds", *(f"NFE {nfe}" for nfe in steps), title=f"{name} ({sense} is better)")
+        sense = {"clip_score": " (higher is better)", "unet_evaluations": ""}.get(name, " (lower is better)")
+        table = Table("arm", "seeds", *(f"NFE {nfe}" for nfe in steps), title=f"{name}{sense}")
         table.caption = f"{settings.count} images, guidance {settings.samplers[0].guidance:g}, seed {settings.seed}"
         if name == "clip_score":
             real, wrong = anchors["clip_score_real"], anchors["clip_score_mismatched"]
