@@ -10,7 +10,7 @@
         --prompts data/stamps_prompts --out runs/stamps_teacher
 
 The snapshot opens in diffusers' ``StableDiffusionPipeline``; ``stamps_lcm.py`` distils it. 1.1 M
-parameters, 6,000 optimizer steps.
+parameters, 6,000 optimizer steps of a quarter of a second each on one core.
 """
 
 from atdiff_core.metrics.evaluation import EvaluationConfig

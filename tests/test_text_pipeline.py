@@ -25,8 +25,10 @@ from atdiff_core.text_snapshots import Surroundings, check_belongs
 from pipeline.cli import app
 from pipeline.comparison import assignments, rung_of
 from pipeline.records import RESULT, SAMPLES, SNAPSHOT, Assignment, declare
+from pipeline.report.page import write_report
 from pipeline.sweep import run_sweep
 from pipeline.trial import Judged, Places, run_trial
+from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained
 from search_spaces.domains import ReachDomains, choice, log_range
 from search_spaces.space import Phase, Replication, Space, Stopping, TeacherPhase, TrialConfig
@@ -127,11 +129,15 @@ def test_guidance_counts_and_is_told(here: World, taught: tuple[Space, Assignmen
 @pytest.mark.slow
 def test_a_sweep_of_students_runs_to_its_law_with_no_case_of_its_own(here: World, tmp_path: Path) -> None:
     """Teacher, search, controls, MLflow and the report's figures, in this process."""
-    result = run_sweep(lcm_space(here), tmp_path, inline=True)
+    space = lcm_space(here)
+    result = run_sweep(space, tmp_path, inline=True)
     (study,) = result.studies
     assert {trial.assignment.role for trial in study.trials} == {"search", "plain", "replay", "random"}
     assert {trial.status for trial in study.trials} <= {"complete", "pruned"}
     assert study.evaluation.samplers == SAMPLERS[:2]
+    page = write_report(result, Workspace(tmp_path, space.name), command="atdiff sweep").read_text()
+    assert "latent_consistency" in page
+    assert "lcm_g4 with 1 NFE" in page
 
 
 def test_a_comparison_takes_a_stable_diffusion_folder_as_its_teacher(

@@ -12,6 +12,7 @@ from latent_sets import STUDENT, TEACHER, World, world
 
 from atdiff_core.balls import L2Ball
 from atdiff_core.checkpoints import load_checkpoint, save_checkpoint
+from atdiff_core.data.stream import ShardSet
 from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
@@ -209,6 +210,12 @@ class TestTraining:
         always, never = (trained(here, teacher_config(here, prompt_dropout=share)) for share in (1.0, 0.0))
         weights = [next(state.averaged.unet.down_blocks.parameters()) for state in (always, never)]
         assert not torch.equal(*weights)
+
+    def test_shards_without_captions_are_refused(self, here: World, digits_8px: ShardSet) -> None:
+        network = TEACHER.but(image_channels=1, resolution=8, attention_at=(8,))
+        config = teacher_config(here, network=network, dataset=digits_8px.fingerprint)
+        with pytest.raises(ValueError, match="the samples have no captions"):
+            next(train(config, TrainState.fresh(config), digits_8px, prompts=here.texts))
 
     def test_prompts_that_are_not_the_configs_are_refused(self, here: World) -> None:
         config = teacher_config(here)
