@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-BATCH_SIZE, MINIBATCHES = 12, 2500
+BATCH_SIZE, MINIBATCHES = 12, 1200
 
 
 def reached(folder: Path) -> tuple[int, int]:

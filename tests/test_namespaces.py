@@ -27,6 +27,7 @@ pytestmark = [
 ]
 PORT = 6379
 LINK_DOWN_SEC = 25
+STARTED = "Ray runtime started"
 ENVIRONMENT = FAST | {
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "5000",
@@ -61,7 +62,12 @@ def start_node(host: Host, head: Host, sockets: Path) -> None:
         command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false --temp-dir={sockets}"
     else:
         command += f" --address={head.address}:{PORT} --num-cpus=1"
-    host.supervise(command, sockets / f"{host.name}.log", ENVIRONMENT)
+    host.supervise(command, logged(host, sockets), ENVIRONMENT)
+
+
+def logged(host: Host, sockets: Path) -> Path:
+    """What its node says."""
+    return sockets / f"{host.name}.log"
 
 
 def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, sockets: Path, tmp_path: Path) -> None:
@@ -71,7 +77,9 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
     )
     progress = Progress(setting)
     head, one, two = network.add(), network.add(), network.add()
-    for host in (head, one, two):
+    start_node(head, head, sockets)
+    until(lambda: head.answers(PORT), "the head is up", log=logged(head, sockets))
+    for host in (one, two):
         start_node(host, head, sockets)
     environment = ENVIRONMENT | {"RAY_ADDRESS": f"{head.address}:{PORT}", "GLOO_SOCKET_IFNAME": "eth0"}
 
@@ -82,7 +90,8 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
         until(lambda: progress.furthest() >= furthest + minibatches, what, driver=driver)
         return stepped
 
-    until(lambda: head.answers(PORT), "the head is up", log=sockets / f"{head.name}.log")
+    for host in (one, two):
+        until(lambda: STARTED in logged(host, sockets).read_text(), "a host has joined", log=logged(host, sockets))  # noqa: B023
     driver = Driver(setting, environment, head.prefix)
     try:
         advance(400, "two hosts train")
