@@ -73,7 +73,7 @@ def logged(host: Host, sockets: Path) -> Path:
 def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, sockets: Path, tmp_path: Path) -> None:
     shards = write_digits(tmp_path / "digits", [8])
     setting = make_setting(
-        tmp_path, shards, minibatches=3000, workers=2, placement="STRICT_SPREAD", checkpoint_sec=0.0, max_failures=20
+        tmp_path, shards, minibatches=900, workers=2, placement="STRICT_SPREAD", checkpoint_sec=0.0, max_failures=20
     )
     progress = Progress(setting)
     head, one, two = network.add(), network.add(), network.add()
@@ -94,14 +94,14 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
         until(lambda: STARTED in logged(host, sockets).read_text(), "a host has joined", log=logged(host, sockets))  # noqa: B023
     driver = Driver(setting, environment, head.prefix)
     try:
-        advance(400, "two hosts train")
+        advance(100, "two hosts train")
         two.kill()
         start_node(network.add(), head, sockets)
-        lost = advance(400, "the host that joined trains")
+        lost = advance(100, "the host that joined trains")
         one.link("down")
         time.sleep(LINK_DOWN_SEC)
         one.link("up")
-        cut = advance(400, "the host that was cut off trains again")
+        cut = advance(100, "the host that was cut off trains again")
         driver.kill()
         driver = Driver(setting, environment, head.prefix)
         again = advance(1, "the second driver goes on")
