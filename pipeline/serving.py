@@ -7,10 +7,11 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from pipeline.listening import without_password
 
@@ -118,20 +119,34 @@ class Service:
                 _write_private(self.folder / AUTH_FILE, _auth_settings(f"sqlite:///{users}"))
                 _migrate_users(f"sqlite:///{users}")
 
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """The server, as prepared, for the length of a block; its worker processes end with it."""
-        server = subprocess.Popen(self.command(), env=self.environment(), process_group=0)
+        return serving(self.command(), self.environment())
+
+
+@contextmanager
+def serving(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A server for the length of a block; its worker processes end with it."""
+    server = subprocess.Popen(command, env=environment, process_group=0)
+    try:
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         try:
-            yield server
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(timeout=STOP_SEC)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+            server.wait(timeout=STOP_SEC)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def leave_at_sigterm() -> None:
+    """Make SIGTERM leave open blocks as Ctrl-C does: what this process has started ends with it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _migrate(database: str, upgrade: bool) -> None:

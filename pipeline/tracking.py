@@ -29,6 +29,8 @@ SWEEP, TRIAL, COPIED = "atdiff.sweep", "atdiff.trial", "atdiff.copied"
 MANIFEST = "atdiff.manifest"
 EVALUATIONS, EVALUATED = "evaluations", "atdiff.evaluated"
 BATCH = 900
+OPENS_AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow's pages take the experiment for one of language models."""
 
 
 class Tracker:
@@ -254,7 +256,8 @@ def _experiment_id(client: MlflowClient, workspace: Workspace, name: str) -> str
     if found is not None:
         return str(found.experiment_id)
     own = None if is_server(workspace.tracking_uri) else (workspace.root / "mlartifacts").resolve().as_uri()
-    return str(client.create_experiment(name, artifact_location=own))  # A server has a store of its own.
+    # A server has a store of its own.
+    return str(client.create_experiment(name, artifact_location=own, tags=OPENS_AS_TRAINING))
 
 
 def _found_or_created(

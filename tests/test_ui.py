@@ -1,7 +1,6 @@
 """``atdiff ui``: the real MLflow server on a sweep's database."""
 
-import os
-import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +22,13 @@ def test_the_server_shows_the_sweep_on_this_machine_only(tmp_path: Path) -> None
     tracker.copy_all(trial.folder for trial in result.trials[:3])
     port = free_port()
     command = [sys.executable, "-m", "pipeline.cli", "ui", "--root", str(tmp_path), "--port", str(port)]
-    server = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         body = fetched(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=synthetic")
         assert '"synthetic"' in body
         assert "<html" in fetched(f"http://127.0.0.1:{port}/")
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.terminate()
+        server.wait(timeout=60)
+    with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", port), timeout=30):
+        pass  # The server's own processes have ended with the command.

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,8 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
 ) -> None:
     """Start the MLflow server on the sweeps' database, on this machine only."""
+    from pipeline.serving import leave_at_sigterm, serving
+
     database = (root / "mlflow.db").resolve()
     if not database.is_file():
         raise ValueError(f"there is no MLflow database at {database}; run a sweep first, or give --root")
@@ -26,7 +27,10 @@ def ui(
     command += ["--default-artifact-root", (root / "mlartifacts").resolve().as_uri()]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    leave_at_sigterm()
+    with serving(command, environment) as server:
+        code = server.wait()
+    raise typer.Exit(code)
 
 
 def doctor(

@@ -32,12 +32,10 @@ def serve(
     upgrade: Annotated[bool, typer.Option(help="Migrate a database of an older MLflow; back it up first.")] = False,
 ) -> None:
     """Run MLflow for a team: a database, an artifact store, a password, and no open door."""
-    import signal
     from contextlib import nullcontext
-    from types import FrameType
 
     from pipeline.postgres import running
-    from pipeline.serving import ADMIN, Service
+    from pipeline.serving import ADMIN, Service, leave_at_sigterm
 
     folder.mkdir(parents=True, exist_ok=True)
     hosts = tuple(filter(None, (name.strip() for name in allowed_hosts.split(","))))
@@ -48,10 +46,7 @@ def serve(
 
     service("").check()
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)  # So that a service manager's stop also stops PostgreSQL.
+    leave_at_sigterm()  # So that a service manager's stop also stops PostgreSQL.
     with running(folder / "postgres") if postgres and not database else nullcontext() as own:
         if own:
             typer.echo(f"for sweeps on this machine: --storage '{own.ensure_database('optuna')}'")
