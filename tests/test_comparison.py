@@ -215,7 +215,7 @@ def test_a_distance_below_zero_has_no_ratio_and_takes_its_sampler_out_of_the_ave
 
 def test_samplers_are_grouped_by_all_but_their_nfe() -> None:
     grouped = by_series(fashion_arms.evaluation.samplers)
-    assert set(grouped) == {"ancestral", "ddim", "dpmpp_2m_logsnr"}
+    assert set(grouped) == {"iddpm", "iddpm_es1.017", "ddim", "dpmpp_2m_logsnr"}
     assert [sampler.nfe for sampler in grouped["ddim"]] == [5, 8, 10, 20, 50]
 
 
