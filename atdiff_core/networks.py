@@ -58,19 +58,7 @@ class UNet(Config):
     def _fits(self) -> Self:
         if not self.channels:
             raise ValueError("channels must name at least one level, got ()")
-        halvings = 2 ** (len(self.channels) - 1)
-        if self.resolution % halvings:
-            raise ValueError(
-                f"resolution must be divisible by {halvings} for {len(self.channels)} levels, got {self.resolution}"
-            )
-        odd = [width for width in self.channels if width <= 0 or width % self.norm_groups]
-        if odd:
-            raise ValueError(f"channels must be positive multiples of {self.norm_groups} (norm_groups), got {odd[0]}")
-        strangers = [at for at in self.attention_at if at not in self.level_resolutions]
-        if strangers:
-            raise ValueError(
-                f"attention_at must name resolutions of levels ({_listed(self.level_resolutions)}), got {strangers[0]}"
-            )
+        check_levels(self.resolution, self.channels, self.norm_groups, self.attention_at)
         odd = [width for width in self._attending_widths if width % self.head_width]
         if odd:
             raise ValueError(
@@ -81,7 +69,7 @@ class UNet(Config):
     @property
     def level_resolutions(self) -> tuple[int, ...]:
         """Pixels of each level."""
-        return tuple(self.resolution // 2**level for level in range(len(self.channels)))
+        return level_resolutions(self.resolution, self.channels)
 
     @property
     def _attending_widths(self) -> list[int]:
@@ -144,8 +132,24 @@ class UNet(Config):
         )
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(str(number) for number in numbers)
+def level_resolutions(resolution: int, channels: tuple[int, ...]) -> tuple[int, ...]:
+    """Places along a side of each level."""
+    return tuple(resolution // 2**level for level in range(len(channels)))
+
+
+def check_levels(resolution: int, channels: tuple[int, ...], norm_groups: int, attention_at: tuple[int, ...]) -> None:
+    """Refuse levels that a U-Net cannot have: each halves the resolution, is normalised in groups, and may attend."""
+    halvings = 2 ** (len(channels) - 1)
+    if resolution % halvings:
+        raise ValueError(f"resolution must be divisible by {halvings} for {len(channels)} levels, got {resolution}")
+    odd = [width for width in channels if width <= 0 or width % norm_groups]
+    if odd:
+        raise ValueError(f"channels must be positive multiples of {norm_groups} (norm_groups), got {odd[0]}")
+    levels = level_resolutions(resolution, channels)
+    strangers = [at for at in attention_at if at not in levels]
+    if strangers:
+        known = ", ".join(map(str, levels))
+        raise ValueError(f"attention_at must name resolutions of levels ({known}), got {strangers[0]}")
 
 
 def _zero_last_layers(unet: UNet2DModel) -> None:

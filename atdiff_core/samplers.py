@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from atdiff_core.config import Config
+from atdiff_core.epsilon_scaling import EpsilonScaling, short
 from atdiff_core.guidance import Conditioning, guided
 from atdiff_core.karras import PREDICTS, KarrasNoise, Noise
 from atdiff_core.latent_noise import LatentConsistencyNoise
@@ -32,36 +33,6 @@ FINISHED = -1
 _LABEL = re.compile(rf"({'|'.join(STEPS)})(_logsnr)?(?:_es([\d.e-]+)(?:_([\d.e-]+))?)?(?:_g([\d.]+))?")
 GUIDED: tuple[SamplerKind, ...] = ("ddim", "ancestral", "dpmpp_2m", "lcm")
 """Samplers that know what to do with a guidance scale."""
-
-
-class EpsilonScaling(Config):
-    """Divide the predicted noise by lambda(i) = slope * i + constant inside the prediction of x_0.
-
-    Sampling shows a network noisier inputs than training did, so it predicts too much noise. The
-    index i counts the levels that a sampler visits: 0 is the cleanest, ``nfe - 1`` the noisiest.
-
-    Attributes:
-        constant: lambda at the cleanest level. One, with slope zero, is no scaling.
-        slope: Growth of lambda from one level to the next noisier one.
-
-    Source:
-        Ning et al., arXiv:2308.15321 (ADM-ES). With ancestral sampling of ADM on CIFAR-10 they use
-        the constant 1.017. AT_Diff (arXiv:2502.17099) uses it at every NFE.
-    """
-
-    constant: Annotated[float, Field(gt=0)] = 1.0
-    slope: float = 0.0
-
-    def at(self, index: int) -> float:
-        """lambda(i)."""
-        return self.slope * index + self.constant
-
-    @property
-    def label(self) -> str:
-        """Say ``_es1.017``, with the slope behind it where there is one; empty without scaling."""
-        if self == EpsilonScaling():
-            return ""
-        return f"_es{_short(self.constant)}" + (f"_{_short(self.slope)}" if self.slope else "")
 
 
 class Sampler(Config):
@@ -134,7 +105,7 @@ class Sampler(Config):
     @property
     def label(self) -> str:
         """Short name of all but the NFE, say ``iddpm_es1.017``; different for different samplers."""
-        guidance = f"_g{_short(self.guidance)}" if self.guidance != 1 else ""
+        guidance = f"_g{short(self.guidance)}" if self.guidance != 1 else ""
         return self.kind + ("_logsnr" if self.spacing == "log_snr" else "") + self.epsilon_scaling.label + guidance
 
     @property
@@ -184,10 +155,6 @@ class Sampler(Config):
                 f"got {output.shape[1]}; train one or sample with ancestral"
             )
         return torch.cat([scaled, output[:, image_channels:]], dim=1)
-
-
-def _short(number: float) -> str:
-    return str(number).removesuffix(".0")
 
 
 def latents(shape: Sequence[int], indices: Sequence[int], *, seed: int) -> Tensor:

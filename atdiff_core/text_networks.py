@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from atdiff_core.config import Config
-from atdiff_core.networks import NoisePredictor
+from atdiff_core.networks import NoisePredictor, check_levels, level_resolutions
 
 if TYPE_CHECKING:
     from atdiff_core.data.batch import Batch
@@ -66,18 +66,7 @@ class TextUNet(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        halvings = 2 ** (len(self.channels) - 1)
-        if self.resolution % halvings:
-            raise ValueError(
-                f"resolution must be divisible by {halvings} for {len(self.channels)} levels, got {self.resolution}"
-            )
-        odd = [width for width in self.channels if width <= 0 or width % self.norm_groups]
-        if odd:
-            raise ValueError(f"channels must be positive multiples of {self.norm_groups} (norm_groups), got {odd[0]}")
-        strangers = [at for at in self.attention_at if at not in self.level_resolutions]
-        if strangers:
-            levels = ", ".join(map(str, self.level_resolutions))
-            raise ValueError(f"attention_at must name resolutions of levels ({levels}), got {strangers[0]}")
+        check_levels(self.resolution, self.channels, self.norm_groups, self.attention_at)
         heads = self._heads
         if len(heads) != len(self.channels):
             raise ValueError(f"attention_heads must be one number, or one a level ({len(self.channels)}), got {heads}")
@@ -97,7 +86,7 @@ class TextUNet(Config):
     @property
     def level_resolutions(self) -> tuple[int, ...]:
         """Places of each level."""
-        return tuple(self.resolution // 2**level for level in range(len(self.channels)))
+        return level_resolutions(self.resolution, self.channels)
 
     @property
     def dimension(self) -> int:

@@ -5,7 +5,7 @@
 The teacher is that of ``train_stamps_teacher.py``, where the commands before this one stand. Every arm
 distils it from its own weights, at exactly equal passes (the budget is a multiple of every arm's
 minibatch). Student and solver arms have the same amplitude, in units of the noise; the random control has it too.
-Costs 35.84 kpass for each of 15 trials, about an hour and a half of one core.
+Costs 35.84 kpass for each of 15 trials.
 """
 
 from atdiff_core.balls import L2Ball

@@ -17,13 +17,14 @@ import math
 from typing import Any
 
 from atdiff_core.balls import L2Ball
+from atdiff_core.epsilon_scaling import EpsilonScaling
 from atdiff_core.metrics.evaluation import EvaluationConfig
 from atdiff_core.networks import preset
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.denoising import Denoising
 from atdiff_core.optimization import Optimization
 from atdiff_core.perturbations import FreeAT
-from atdiff_core.samplers import EpsilonScaling, Sampler
+from atdiff_core.samplers import Sampler
 from atdiff_core.timesteps import LossSecondMoment
 
 num_replays, batch_size = 3, 128

@@ -8,10 +8,11 @@ import torch
 from diffusers import CMStochasticIterativeScheduler
 from torch import Tensor
 
+from atdiff_core.epsilon_scaling import EpsilonScaling
 from atdiff_core.karras import KarrasNoise, signal_and_sigma
 from atdiff_core.metrics.mismatch import mismatch
 from atdiff_core.noise import NoiseSchedule
-from atdiff_core.samplers import FINISHED, EpsilonScaling, Sampler, sample, trajectory
+from atdiff_core.samplers import FINISHED, Sampler, sample, trajectory
 
 CONSISTENCY, EDM = KarrasNoise(kind="consistency"), KarrasNoise(kind="edm")
 THEIRS = CMStochasticIterativeScheduler()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from atdiff_core.epsilon_scaling import EpsilonScaling
 from atdiff_core.levels import chain_levels, log_snr_levels, strided_levels
 from atdiff_core.networks import UNet
 from atdiff_core.noise import NoiseSchedule
 from atdiff_core.samplers import (
     FINISHED,
-    EpsilonScaling,
     Sampler,
     class_labels,
     latents,

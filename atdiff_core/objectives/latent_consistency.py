@@ -95,11 +95,8 @@ class LatentConsistencyDistillation(TwoEnded):
 
     def check_start(self, noise: Noise) -> None:
         """A student starts at its teacher's weights, or at those of another student."""
-        if noise not in (self.noise, self.noise.schedule):
-            raise ValueError(
-                f"the weights to start from were trained with the noise {noise}, the objective has {self.noise}; "
-                "give the objective theirs, or start from scratch"
-            )
+        if noise != self.noise.schedule:
+            super().check_start(noise)
 
     def check_teacher(self, noise: Noise) -> None:
         if not isinstance(noise, NoiseSchedule):

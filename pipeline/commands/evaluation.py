@@ -120,7 +120,8 @@ def evaluate(
 
 def _samplers(labels: str, nfe: str, scaling: str) -> "tuple[Sampler, ...]":
     """Every label, and every label with the scaling, at every NFE."""
-    from atdiff_core.samplers import EpsilonScaling, Sampler
+    from atdiff_core.epsilon_scaling import EpsilonScaling
+    from atdiff_core.samplers import Sampler
 
     steps = numbers(nfe, "nfe")
     plain = [[Sampler.named(label, nfe=each) for each in steps] for label in labels.split(",")]

@@ -257,7 +257,7 @@ def _round_changes(low: float, high: float) -> list[float]:
     """Log ratios that are changes by a round number of per cent, a few on each side of zero."""
     ticks = [0.0]
     for side, change in ((-1, -math.expm1(low)), (1, math.expm1(high))):
-        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0) if 4 * step > change)
+        step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0) if 3 * step > change)
         ticks += [math.log1p(side * step * place) for place in range(1, math.floor(change / step + 1e-9) + 1)]
     return ticks
 
