@@ -139,8 +139,9 @@ class TestTwoRanks:
             told = json.loads((ranks / f"judged-{rank}.json").read_text())
             gain = "attack_gain/l2_0.05"
             assert told["figures"].pop(gain) == pytest.approx(alone["figures"][gain], rel=1e-6)  # Smaller batches.
-            assert told["figures"] == {name: value for name, value in alone["figures"].items() if name != gain}
-            assert told["images"] == alone["images"]
+            others = {name: value for name, value in alone["figures"].items() if name != gain}
+            assert told["figures"] == pytest.approx(others, rel=1e-4)
+            assert torch.allclose(torch.tensor(told["images"]), torch.tensor(alone["images"]), atol=1e-4)
             assert told["agreed"] == [3, 0]
 
     @pytest.mark.parametrize("name", SCHEMES)
@@ -151,8 +152,8 @@ class TestTwoRanks:
         alone = TrainState.fresh(config)
         (*_, last) = train(config, alone, digits_8px, stop_at=[2])  # Means over the second half, as there.
         split = load_file(ranks / f"{name}.safetensors")
-        assert torch.allclose(split["network"], predicted(alone.network), atol=1e-5)
-        assert torch.allclose(split["average"], predicted(alone.averaged), atol=1e-5)
+        assert torch.allclose(split["network"], predicted(alone.network), atol=1e-4)  # Adam blows rounding up.
+        assert torch.allclose(split["average"], predicted(alone.averaged), atol=1e-4)
         assert float(split["loss"]) == pytest.approx(last.loss, rel=1e-4)
 
     def test_each_rank_holds_its_part_only(self, ranks: Path, configs: list[TrainConfig]) -> None:
@@ -171,4 +172,4 @@ class TestTwoRanks:
         one, two = load_file(mine), load_file(theirs)
         assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
         loaded = load_checkpoint(config, ranks / "free")
-        assert torch.allclose(predicted(loaded.network), predicted(alone.network), atol=1e-5)
+        assert torch.allclose(predicted(loaded.network), predicted(alone.network), atol=1e-4)
