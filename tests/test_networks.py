@@ -1,13 +1,11 @@
 """Networks: their configs, their presets, and what they refuse."""
 
-import hashlib
-
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from atdiff_core.networks import PRESETS, NoisePredictor, UNet, check_labels, predicted_noise, preset
+from atdiff_core.networks import PRESETS, UNet, check_labels, predicted_noise, preset
 
 TINY = UNet(resolution=8, channels=(8, 16))
 CONDITIONAL = TINY.but(num_classes=10)
@@ -23,11 +21,10 @@ def num_parameters(unet: UNet) -> int:
         return sum(parameter.numel() for parameter in unet.build_unet().parameters())
 
 
-def fingerprint(network: NoisePredictor) -> str:
-    digest = hashlib.sha256()
-    for name, weight in network.state_dict().items():
-        digest.update(name.encode() + weight.numpy().tobytes())
-    return digest.hexdigest()[:16]
+def signature(network: torch.nn.Module) -> float:
+    """A number that any exchange of weights changes, and a processor's rounding of its normal numbers does not."""
+    flat = torch.cat([value.flatten() for value in network.state_dict().values()]).double()
+    return float(flat @ torch.cos(torch.arange(len(flat), dtype=torch.float64)))
 
 
 class TestPresets:
@@ -53,15 +50,15 @@ class TestPresets:
     @pytest.mark.parametrize(
         ("name", "resolution", "expected"),
         [
-            ("digits", 16, "216c686a58c7dd59"),
-            ("small", 32, "8a6c131361a6a215"),
-            ("small", 64, "1513289598691ede"),
+            ("digits", 16, -22.49707),
+            ("small", 32, 9.74014),
+            ("small", 64, 9.82283),
         ],
     )
-    def test_a_seed_gives_the_weights_it_always_gave(self, name: str, resolution: int, expected: str) -> None:
+    def test_a_seed_gives_the_weights_it_always_gave(self, name: str, resolution: int, expected: float) -> None:
         channels = 1 if name == "digits" else 3
         network = preset(name, resolution=resolution, image_channels=channels).build(7)
-        assert fingerprint(network) == expected
+        assert signature(network) == pytest.approx(expected, abs=1e-3)
 
     def test_every_preset_moves_to_another_image_size_and_keeps_the_attention_it_can(self) -> None:
         moved = {name: preset(name, resolution=64, image_channels=1) for name in PRESETS}
