@@ -2,8 +2,8 @@
 
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
 strong (eta) and with which reach. Ten trials a resolution carry no more: K and the norm are
-fixed, `demo_norms.py` searches them too. Costs 240 kpass of
-pretraining and, with its controls, some 0.3 M passes of fine-tuning.
+fixed, `demo_norms.py` searches them too. Costs 192 kpass of
+pretraining and, with its controls, some 0.2 M passes of fine-tuning.
 """
 
 from atdiff_core.metrics.evaluation import EvaluationConfig
@@ -23,11 +23,11 @@ space = Space(
     network=preset("digits", resolution=8, image_channels=1),
     objective=Denoising(noise=NoiseSchedule(kind="cosine"), attack_sees_target=True),
     pretraining=Phase(
-        budget_kpass=80,
-        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=8),
+        budget_kpass=64,
+        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
-        budget_kpass=4.608,
+        budget_kpass=3.84,
         optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
     ),
     domains=ReachDomains(
@@ -38,7 +38,7 @@ space = Space(
     ),
     evaluation=EvaluationConfig(
         samples=192,
-        samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5), Sampler(kind="ddim", nfe=20)),
+        samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5), Sampler(kind="ddim", nfe=3)),
     ),
     trials=10,
     stopping=Stopping(rung=0.5, keep=0.75),
