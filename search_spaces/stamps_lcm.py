@@ -5,7 +5,7 @@
 The teacher is that of ``train_stamps_teacher.py``, where the commands before this one stand. Every arm
 distils it from its own weights, at exactly equal passes (the budget is a multiple of every arm's
 minibatch). Student and solver arms have the same amplitude, in units of the noise; the random control has it too.
-Costs 35.84 kpass for each of 15 trials.
+Costs 17.92 kpass for each of 15 trials.
 """
 
 from atdiff_core.balls import L2Ball
@@ -35,7 +35,7 @@ comparison = Comparison(
     teacher=teacher,
     pretraining=teacher,
     finetuning=Phase(
-        budget_kpass=35.84,
+        budget_kpass=17.92,
         optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=1, ema_half_life_kpass=1),
     ),
     batch_size=32,
