@@ -3,7 +3,7 @@
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
 strong (eta) and with which reach. Ten trials a resolution carry no more: K and the norm are
 fixed, `demo_norms.py` searches them too. Costs 192 kpass of
-pretraining and, with its controls, some 0.18 M passes of fine-tuning.
+pretraining and, with its controls, some 0.2 M passes of fine-tuning.
 """
 
 from atdiff_core.metrics.evaluation import EvaluationConfig
@@ -27,7 +27,7 @@ space = Space(
         optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
-        budget_kpass=3.072,
+        budget_kpass=3.84,
         optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
     ),
     domains=ReachDomains(
