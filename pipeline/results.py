@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,13 +198,33 @@ class SweepResult:
     def trials(self) -> list[TrialRecord]:
         return [trial for study in self.studies for trial in (study.base, *study.trials)]
 
+    @property
+    def leading_norm(self) -> Norm:
+        """The norm of the best trial, by effect against its replay control, at the most resolutions."""
+        return _leading_norm(self.studies, self.space.domains.norms())
+
+    def in_norm(self, norm: Norm) -> "SweepResult":
+        """The same sweep with responses and law told in another norm.
+
+        Raises:
+            ValueError: The space does not search it.
+        """
+        norms = self.space.domains.norms()
+        if norm not in norms:
+            raise ValueError(f"{self.space.name} searches {', '.join(norms)}, got norm {norm!r}")
+        return SweepResult(self.space, tuple(replace(study, norm=norm) for study in self.studies))
+
+    @property
+    def in_other_norms(self) -> dict[Norm, "SweepResult"]:
+        """The sweep in each of the norms that are not the leading one."""
+        return {norm: self.in_norm(norm) for norm in self.space.domains.norms() if norm != self.leading_norm}
+
 
 def load_result(workspace: Workspace) -> SweepResult:
     """Read a sweep from its folder; studies that have no trial yet are left out.
 
     Norms are not pooled: equal amplitudes in two norms need not do the same. Where several
-    were searched, responses and law are told in the leading one: the norm of the best trial, by
-    effect against its replay control, at the most resolutions.
+    were searched, responses and law are told in the leading one; ``SweepResult.in_norm`` tells another.
     """
     space = workspace.space()
     records = load_records(workspace.folder / "trials")
@@ -216,8 +236,8 @@ def load_result(workspace: Workspace) -> SweepResult:
         if bases and trials:
             norm = space.domains.norms()[0]
             studies.append(StudyResult(resolution, space.dimension(resolution), bases[0], trials, norm))
-    leading = _leading_norm(studies, space.domains.norms())
-    return SweepResult(space, tuple(replace(study, norm=leading) for study in studies))
+    result = SweepResult(space, tuple(studies))
+    return result.in_norm(result.leading_norm)
 
 
 def load_sweep(folder: Path) -> SweepResult:
@@ -227,7 +247,7 @@ def load_sweep(folder: Path) -> SweepResult:
     return load_result(Workspace(folder.parent, folder.name))
 
 
-def _leading_norm(studies: list[StudyResult], norms: tuple[Norm, ...]) -> Norm:
+def _leading_norm(studies: Sequence[StudyResult], norms: tuple[Norm, ...]) -> Norm:
     """The norm that leads the most studies; the first one declared where none is ahead."""
     wins = Counter[Norm]()
     for study in studies:

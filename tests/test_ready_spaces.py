@@ -20,7 +20,7 @@ RUNS = [name for name, content in DECLARED.items() if isinstance(content.get("co
 
 
 def test_nothing_ready_is_left_out() -> None:
-    assert set(SPACES) == {"demo", "demo_norms", "demo_tiny", "demo_cm"}
+    assert set(SPACES) == {"demo", "demo_norms", "demo_tiny", "demo_cm", "fashion_sweep"}
     assert set(COMPARISONS) == {
         "cifar10_dpm",
         "imagenet64_dpm",

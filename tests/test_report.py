@@ -18,6 +18,7 @@ from pipeline.report.wording import certainties, lessons_sentence, noise_sentenc
 from pipeline.results import Comparison, SweepResult, load_result
 from pipeline.workspace import Workspace
 from search_spaces.demo import space as demo
+from search_spaces.domains import choice
 
 TRUTH = Truth()
 COMMAND = "atdiff sweep search_spaces/demo.py"
@@ -67,6 +68,17 @@ def test_the_page_shows_headline_resolutions_and_every_trial(page: str, result: 
         assert f'id="px{study.resolution}"' in page
     for trial in result.trials:
         assert trial.key[:12] in page
+
+
+def test_every_norm_has_its_own_law(page: str, result: SweepResult) -> None:
+    assert list(result.in_other_norms) == ["l2", "l1"]
+    assert "There is no law in l2, one of 3 norms, and so no prediction" in page
+    told = law_json(result)
+    assert told["norm"] == "linf"
+    assert [each["law"] for each in told["other_norms"].values()] == [None, None]
+    assert "0 judged trials" in told["other_norms"]["l1"]["studies"][0]["reason"]
+    with pytest.raises(ValueError, match="searches l2, got norm 'l1'"):
+        SweepResult(demo.but(domains=demo.domains.but(norm=choice("l2"))), ()).in_norm("l1")
 
 
 def test_the_page_needs_nothing_from_outside(page: str) -> None:

@@ -41,8 +41,14 @@ def print_summary(result: SweepResult, console: Console) -> None:
         table.add_row(f"{row.resolution} px", row.dimension, row.eta, row.effect, verdict)
     console.print(table)
     refusal = [] if isinstance(result.law, PowerLaw) else [f"Why there is no law: {result.law}."]
-    for sentence in [*summary_sentences(result), *refusal]:
+    others = [law_sentence(other) for other in result.in_other_norms.values()] if _leads(result) else []
+    for sentence in [*summary_sentences(result), *refusal, *others]:
         console.print(escape(sentence), highlight=False)
+
+
+def _leads(result: SweepResult) -> bool:
+    """Whether a result is told in its leading norm; only there the other norms are told as well."""
+    return bool(result.studies) and result.studies[0].norm == result.leading_norm
 
 
 def summary_sentences(result: SweepResult) -> list[str]:
@@ -74,16 +80,26 @@ def law_metrics(result: SweepResult) -> dict[str, float]:
 
 def law_json(result: SweepResult) -> dict[str, Any]:
     """Everything the law rests on, verdicts and reasons included; unknown numbers are ``None``."""
-    law = result.law
+    others = result.in_other_norms if _leads(result) else {}
     return {
         "space": result.space.name,
         "space_key": result.space.key,
         "unit": UNIT,
         "unfinished": unfinished_sentence(result),
+        "norm": result.studies[0].norm if result.studies else None,
+        **_told(result),
+        "other_norms": {norm: _told(other) for norm, other in others.items()},
+        "taught": {f"{side}px": asdict(each) for side, each in Lessons(result).by_resolution.items()},
+    }
+
+
+def _told(result: SweepResult) -> dict[str, Any]:
+    """The law of a result in its norm, and what every resolution showed in it."""
+    law = result.law
+    return {
         "law": _law(law, result.space) if isinstance(law, PowerLaw) else None,
         "refusal": None if isinstance(law, PowerLaw) else str(law),
         "studies": [_study(study, result.space) for study in result.studies],
-        "taught": {f"{side}px": asdict(each) for side, each in Lessons(result).by_resolution.items()},
     }
 
 

@@ -106,7 +106,8 @@ def law_sentence(result: SweepResult) -> str:
     if isinstance(law, LawRefused):
         found, asked = len(found_studies(result)), len(result.space.ladder)
         return (
-            f"There is no law, and so no prediction: it needs an optimum at {min_rungs} resolutions or more, "
+            f"There is no law{_in_norm(result) or ','} and so no prediction: it needs an optimum at {min_rungs} "
+            "resolutions or more, "
             f"and {found} of the {asked} of this ladder show one."
         )
     at = law.predict(result.space.dimension(result.space.predict_at))
@@ -121,8 +122,10 @@ def law_sentence(result: SweepResult) -> str:
 
 def _in_norm(result: SweepResult) -> str:
     norms = result.space.domains.norms()
-    leading = {study.norm for study in result.studies}
-    return f" in {NORMS[leading.pop()]}, the leading one of {len(norms)} norms," if len(norms) > 1 and leading else ""
+    if len(norms) == 1 or not result.studies:
+        return ""
+    told = result.studies[0].norm
+    return f" in {NORMS[told]}, {'the leading ' if told == result.leading_norm else ''}one of {len(norms)} norms,"
 
 
 def best_sentence(result: SweepResult) -> str:
