@@ -1,24 +1,35 @@
 """The search's contract, held by every storage: SQLite, a journal file, PostgreSQL."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from postgres_server import PostgresServer, postgres_programs
-from sweep_helpers import tiny_space
+from sweep_helpers import tiny_space, write_digits
 
-from pipeline.records import Assignment
+from pipeline.records import Assignment, load_records
 from pipeline.storage import StorageLost, open_storage, storage_of
 from pipeline.study import StudyProgramme
 from search_spaces.space import Space, TrialConfig
 
 DATASET = "d" * 64
 KINDS = ("sqlite", "journal", "postgresql")
+SPACE = """
+from pathlib import Path
+from search_spaces.space import Replication, Stopping
+from sweep_helpers import tiny_space
+space = tiny_space(Path({shards!r}), {changes})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +130,44 @@ def test_eight_trials_at_once_report_and_end_in_any_order(space: Space, base: Tr
         told |= {each.key for each in batch}
     assert len(told) == programme.planned_trials()
     assert set(programme.outcomes().values()) == {"complete"}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_eight_real_trials_run_at_once_over_postgresql(server: PostgresServer, tmp_path: Path) -> None:
+    """A sweep from the command line on a real Ray, its study in the server, looked at from outside while it runs."""
+    url, file = server.url("eight"), tmp_path / "space.py"
+    shards = write_digits(tmp_path / "digits", [8])
+    changes = "trials=8, stopping=Stopping(rung=1.0), replication=Replication(leaders=1, seeds=1)"
+    file.write_text(SPACE.format(shards=str(shards), changes=changes))
+    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(file), "--root", str(tmp_path), "--cpus", "8"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path.cwd())])}
+    log, storage = (tmp_path / "log").open("w"), open_storage(url)
+    sweep = subprocess.Popen([*command, "--storage", url], env=environment, stdout=log, stderr=log)
+    most = 0
+    try:
+        while sweep.poll() is None:
+            states = [trial.state for trial in trials_in(storage)]
+            most = max(most, states.count(TrialState.RUNNING))
+            time.sleep(0.2)
+    finally:
+        sweep.kill()
+        sweep.wait()
+    assert sweep.returncode == 0, (tmp_path / "log").read_text()
+    assert most == 8
+    records = load_records(tmp_path / "tiny" / "trials")
+    told = trials_in(storage)
+    assert sorted(trial.user_attrs["key"] for trial in told) == sorted(
+        record.key for record in records if record.assignment.role != "base"
+    )
+    assert len(told) == 8 + 3 + 1  # The search, plain training and two replay controls, a random control.
+    assert {trial.state for trial in told} == {TrialState.COMPLETE}
+
+
+def trials_in(storage: BaseStorage) -> list[optuna.trial.FrozenTrial]:
+    """Every trial of every study in a storage."""
+    names = optuna.get_all_study_names(storage=storage)
+    return [trial for name in names for trial in optuna.load_study(study_name=name, storage=storage).trials]
 
 
 def test_a_study_of_another_direction_is_refused_by_name(space: Space, base: TrialConfig, url: str) -> None:
