@@ -40,7 +40,9 @@ space = Space(
         reach=choice(1.0),
         norm=choice("l2", "linf"),
     ),
-    evaluation=EvaluationConfig(samples=128, samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5))),
+    evaluation=EvaluationConfig(
+        samples=128, reference=5_000, samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5))
+    ),
     trials=16,
     searcher="sobol",
     transfer=False,
