@@ -27,12 +27,12 @@ space = Space(
     network=preset("digits", resolution=16, image_channels=1),
     objective=Denoising(noise=NoiseSchedule(kind="cosine"), attack_sees_target=True),
     pretraining=Phase(
-        budget_kpass=32,
-        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=3.2, ema_half_life_kpass=4),
+        budget_kpass=20.48,
+        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=2.56, ema_half_life_kpass=2),
     ),
     finetuning=Phase(
-        budget_kpass=2.304,
-        optimization=Optimization(learning_rate=4e-4, decay="linear", ema_half_life_kpass=0.5),
+        budget_kpass=1.536,
+        optimization=Optimization(learning_rate=6e-4, decay="linear", ema_half_life_kpass=0.4),
     ),
     domains=ReachDomains(
         eta=log_range(0.01, 1.0),
@@ -41,7 +41,7 @@ space = Space(
         norm=choice("l2", "linf"),
     ),
     evaluation=EvaluationConfig(
-        samples=128, reference=5_000, samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5))
+        samples=128, reference=2_000, samplers=(Sampler(kind="ddim", nfe=10), Sampler(kind="ddim", nfe=5))
     ),
     trials=16,
     searcher="sobol",
