@@ -18,9 +18,11 @@ from pipeline.report.wording import certainties, lessons_sentence, noise_sentenc
 from pipeline.results import Comparison, SweepResult, load_result
 from pipeline.workspace import Workspace
 from search_spaces.demo import space as demo
+from search_spaces.demo_norms import space as demo_norms
 from search_spaces.domains import choice
 
 TRUTH = Truth()
+LEFT = ("law_l2.png", "response_8px_l2.png")
 COMMAND = "atdiff sweep search_spaces/demo.py"
 
 
@@ -166,6 +168,15 @@ def test_figures_are_pictures(finished: Workspace, result: SweepResult) -> None:
         with Image.open(file) as picture:
             shades = picture.convert("L").getextrema()
         assert shades[0] < 64 < 250 < shades[1]
+
+
+def test_a_norm_with_enough_trials_has_figures_of_its_own(tmp_path: Path) -> None:
+    sweep = SyntheticSweep(tmp_path, TRUTH, demo.but(name="norms", trials=24, ladder=(8,), domains=demo_norms.domains))
+    sweep.write_study(8)
+    result = load_result(sweep.workspace)
+    names = [file.name for file in write_figures(result, sweep.workspace)]
+    assert names == ["law.png", *(f"{kind}_8px.png" for kind in ("response", "nfe", "attack")), *LEFT]
+    assert 'id="law-l2"' in write_report(result, sweep.workspace, command=COMMAND).read_text()
 
 
 def test_law_json_is_json_and_agrees_with_the_metrics(result: SweepResult) -> None:
