@@ -63,8 +63,8 @@ class TrialBoard:
     def end(self, folder: Path, note: str) -> None:
         with self._lock:
             at_work = self._at_work.pop(folder, None)
-        if at_work is not None:  # A trial whose process never came up was never begun.
-            self._progress.remove_task(at_work[0])
+            if at_work is not None:  # A trial whose process never came up was never begun.
+                self._progress.remove_task(at_work[0])
         self._progress.update(self._total, advance=1, note=note)
 
     def grow(self, planned: int) -> None:
@@ -75,10 +75,11 @@ class TrialBoard:
         while not stop.wait(POLL_SEC):
             with self._lock:
                 at_work = dict(self._at_work)
-            for folder, (task, _) in at_work.items():
+            for folder, (task, assignment) in at_work.items():
                 try:
                     curves = load_record(folder).curves
                 except (ValueError, OSError):
                     continue  # The actor has not written its declaration yet.
-                if curves:
-                    self._progress.update(task, completed=round(curves[-1].kpass))
+                with self._lock:
+                    if curves and self._at_work.get(folder) == (task, assignment):  # Else it ended meanwhile.
+                        self._progress.update(task, completed=round(curves[-1].kpass))
