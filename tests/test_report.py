@@ -22,7 +22,6 @@ from search_spaces.demo_norms import space as demo_norms
 from search_spaces.domains import choice
 
 TRUTH = Truth()
-LEFT = ("law_l2.png", "response_8px_l2.png")
 COMMAND = "atdiff sweep search_spaces/demo.py"
 
 
@@ -174,9 +173,11 @@ def test_a_norm_with_enough_trials_has_figures_of_its_own(tmp_path: Path) -> Non
     sweep = SyntheticSweep(tmp_path, TRUTH, demo.but(name="norms", trials=24, ladder=(8,), domains=demo_norms.domains))
     sweep.write_study(8)
     result = load_result(sweep.workspace)
-    names = [file.name for file in write_figures(result, sweep.workspace)]
-    assert names == ["law.png", *(f"{kind}_8px.png" for kind in ("response", "nfe", "attack")), *LEFT]
-    assert 'id="law-l2"' in write_report(result, sweep.workspace, command=COMMAND).read_text()
+    (other,) = (norm for norm, told in result.in_other_norms.items() if told.studies[0].response)
+    names = [file.stem for file in write_figures(result, sweep.workspace)]
+    own = [f"law_{other}", f"response_8px_{other}"]
+    assert names == ["law", *(f"{kind}_8px" for kind in ("response", "nfe", "attack")), *own]
+    assert f'id="law-{other}"' in write_report(result, sweep.workspace, command=COMMAND).read_text()
 
 
 def test_law_json_is_json_and_agrees_with_the_metrics(result: SweepResult) -> None:
