@@ -262,7 +262,8 @@ def _finish(config: TrialConfig, places: Places, state: TrainState, kpass: float
     for evaluated in evaluator.evaluate(network, noise, team=team):
         figures.setdefault("metric", evaluator.metric(evaluated))
         figures |= evaluator.named(evaluated)
-        pictures = evaluated.images
+        if evaluated.sampler == config.evaluation.pictured:
+            pictures = evaluated.images
     figures |= evaluator.attacked(network, noise, team=team)
     _check_finite(places, kpass, figures)
     if team.leads:

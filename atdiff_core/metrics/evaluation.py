@@ -48,7 +48,7 @@ class EvaluationConfig(Config):
         samples: Images generated for each sampler.
         reference: Images of the dataset to compare with: its first ones in shard order, which is
             random but fixed; all of them where it has no more.
-        samplers: Samplers to run; the first decides the trial metric, the last makes the pictures.
+        samplers: Samplers to run; the first decides the trial metric, that of most evaluations makes the pictures.
             Only those that can step a network are given it: where a teacher and its students are
             judged alike, there may be some for each.
         seed: Seed of the latents, the same for every trial.
@@ -100,6 +100,11 @@ class EvaluationConfig(Config):
     def metric_name(self) -> str:
         """Name of the trial metric, say ``kd_efflite0_64``."""
         return METRIC_NAMES[self.features][self.distance]
+
+    @property
+    def pictured(self) -> Sampler:
+        """Whose samples are shown: the sampler of most evaluations."""
+        return max(self.samplers, key=lambda sampler: sampler.nfe)
 
     @property
     def metric_label(self) -> str:

@@ -79,7 +79,7 @@ def sample_grids(study: StudyResult) -> list[Grid]:
         record = min(records, key=lambda record: record.seed)
         file = record.folder / SAMPLES
         evaluation = record.assignment.config.evaluation
-        sampler = evaluation.samplers[-1]
+        sampler = evaluation.pictured
         if file.is_file():
             drawn = f"{sampler.label}, {sampler.nfe} NFE, latents of seed {evaluation.seed}"
             grids.append(Grid(_embedded(file), f"{name}: {drawn}; trained with seed {record.seed}"))
