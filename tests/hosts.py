@@ -27,10 +27,10 @@ def can_make_hosts() -> bool:
 
 
 class Host:
-    """One namespace, its address, and the processes in it."""
+    """One namespace, its number, its address, and the processes in it."""
 
     def __init__(self, switch: str, number: int) -> None:
-        self.name = f"{switch}-{number}"
+        self.number, self.name = number, f"{switch}-{number}"
         self.address = f"10.77.0.{number}"
         port = f"p{number}"
         _ip("netns", "add", self.name)

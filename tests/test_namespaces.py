@@ -57,9 +57,9 @@ def sockets() -> Iterator[Path]:
 def start_node(host: Host, head: Host, sockets: Path) -> None:
     """Join the cluster, or start it; a node that was given up for dead joins again."""
     command = f"{sys.executable} -m ray.scripts.scripts start --block --node-ip-address={host.address}"
-    command += " --object-store-memory=100000000"
+    command += f" --object-store-memory=100000000 --temp-dir={sockets / str(host.number)}"  # No two share sockets.
     if host is head:
-        command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false --temp-dir={sockets}"
+        command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false"
     else:
         command += f" --address={head.address}:{PORT} --num-cpus=1"
     host.supervise(command, logged(host, sockets), ENVIRONMENT)
