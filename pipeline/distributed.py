@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from atdiff_core.files import read_json
 from pipeline.ranks import STOP, train_on_rank
-from pipeline.records import RESULT, Assignment, is_complete, load_record
+from pipeline.records import CURVES, RESULT, Assignment, is_complete, load_record
 from pipeline.trial import Judged, Places
 
 LOOK_SEC = 0.5
@@ -40,9 +40,12 @@ def run_distributed(assignment: Assignment, places: Places) -> Iterator[Judged]:
     attempt = _Attempt(assignment, places)
     attempt.start()
     try:
-        told = 0.0
+        told, read = 0.0, 0
         while attempt.is_alive():
             attempt.join(LOOK_SEC)
+            if (written := _size(places.folder / CURVES)) == read:
+                continue
+            read = written
             for kpass, metric in _judgements(places.folder, assignment).items():
                 if kpass > told:
                     told = kpass
@@ -108,6 +111,14 @@ def torch_trainer(assignment: Assignment, places: Places) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=resources.keep_checkpoints),
         ),
     )
+
+
+def _size(file: Path) -> int:
+    """In bytes; 0 before it is there."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _judgements(folder: Path, assignment: Assignment) -> dict[float, float]:
