@@ -1,0 +1,134 @@
+"""``atdiff submit``, ``jobs`` and ``stop``: real jobs on a real Ray head."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import atdiff, mistake
+from ray_head import TOKEN, Head, ray_head
+from servers import ROOT, end, fetched, start_atdiff, wait_until
+from sweep_helpers import write_digits
+
+from pipeline.jobs import open_cluster
+from pipeline.records import load_records
+
+pytestmark = pytest.mark.cluster
+SPACE = """
+from pathlib import Path
+from search_spaces.space import Replication
+from sweep_helpers import tiny_space
+space = tiny_space(Path("data"), trials=2, replication=Replication(leaders=1, seeds=1))
+"""
+TRIALS = 7
+"""The base model, plain training and two replay controls, two of the search, the leader's random control."""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with ray_head() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), [8])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working tree of one's own: a space, and data that must stay at home."""
+    folder = tmp_path_factory.mktemp("tree")
+    (folder / "space.py").write_text(SPACE)
+    (folder / "data").mkdir()
+    (folder / "data" / "huge.tar").write_bytes(bytes(10_000))
+    for package in ("atdiff_core", "search_spaces", "pipeline"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def jobs_with(head: Head, root: Path) -> dict[str, str]:
+    """Status of every job that sweeps into a root, from the cluster itself."""
+    listed = json.loads(fetched(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"}))
+    return {job["submission_id"]: job["status"] for job in listed if str(root) in job["entrypoint"]}
+
+
+def freeze_driver(root: Path) -> None:
+    """The job that sweeps into a root hangs from now on, so that it does not end before it is stopped."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if f"pipeline.cli sweep space.py --root {root}" in command:
+            process.suspend()
+
+
+def test_without_the_token_nothing_is_told_or_taken(head: Head, tmp_path: Path) -> None:
+    address = ("--address", head.dashboard)
+    home = {"HOME": str(tmp_path)}
+    assert "asks for a token and none is known here" in mistake("jobs", *address, **home)
+    assert "refuses our token (403)" in mistake("jobs", *address, **home, RAY_AUTH_TOKEN="guessed")
+    space = ROOT / "search_spaces" / "demo_tiny.py"
+    assert "none is known here" in mistake("submit", space, *address, "--root", tmp_path, **home)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN + "\n")
+    listed = atdiff("jobs", *address, **home)
+    assert listed.returncode == 0, listed.stderr
+
+
+def test_a_cluster_of_another_version_is_refused(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # Set by the call; undone with the test.
+    monkeypatch.setattr("ray.__version__", "2.1.0")
+    with pytest.raises(ValueError, match=r"runs Ray 2\.60\.\d+, here is 2\.1\.0"):
+        open_cluster(head.dashboard)
+
+
+@pytest.mark.timeout(900)  # Two jobs that each start a driver and its actors: minutes beside other work.
+def test_a_sweep_is_submitted_stopped_continued_and_never_run_twice(
+    head: Head, tree: Path, shards: Path, tmp_path: Path
+) -> None:
+    root, log = tmp_path / "runs", tmp_path / "submit.log"
+    submit = ["submit", tree / "space.py", "--address", head.dashboard, "--tree", tree, "--root", root]
+    submit += ["--shards", shards]
+    first = start_atdiff(submit, log, RAY_AUTH_TOKEN=TOKEN)
+
+    def results() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in (root / "tiny" / "trials").glob("*/result.json")}
+
+    try:
+        wait_until(lambda: bool(results()) or first.poll() is not None, "a trial", 240)
+        freeze_driver(root)
+        (job,) = jobs_with(head, root)
+        assert job.startswith("atdiff-tiny-")
+        assert job.endswith(".1")
+        stopped = atdiff("stop", job, "--address", head.dashboard, RAY_AUTH_TOKEN=TOKEN)
+        assert "STOPPED" in stopped.stdout, stopped.stderr
+        assert first.wait(timeout=60) != 0
+    finally:
+        end(first)
+    assert "the same command continues it" in log.read_text()
+    before = results()
+    assert 0 < len(before) < TRIALS, log.read_text()
+
+    second = start_atdiff(submit, log, RAY_AUTH_TOKEN=TOKEN)
+    try:
+        again = job.removesuffix(".1") + ".2"
+        wait_until(lambda: again in jobs_with(head, root) or second.poll() is not None, "the second attempt")
+        joined = atdiff(*submit, RAY_AUTH_TOKEN=TOKEN)
+        assert second.wait(timeout=240) == 0, log.read_text()
+    finally:
+        end(second)
+    assert joined.returncode == 0, joined.stderr
+    assert f"{again} is there already; nothing new was started" in joined.stderr
+    assert "report:" in joined.stdout
+    after = results()
+    assert {file: after[file] for file in before} == before
+    records = load_records(root / "tiny" / "trials")
+    assert len(records) == TRIALS
+    assert {record.status for record in records} <= {"complete", "pruned"}
+
+    third = atdiff(*submit, RAY_AUTH_TOKEN=TOKEN)
+    assert third.returncode == 0, third.stderr
+    assert "nothing new was started" in third.stderr
+    assert jobs_with(head, root) == {job: "STOPPED", again: "SUCCEEDED"}
