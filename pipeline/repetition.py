@@ -22,9 +22,11 @@ def repeated(
     seed, and as many as ``survivors`` says go on. Stops where that depends on trials without a result.
 
     Args:
-        leaders: Search trials, trained with the first seed, the best first.
+        leaders: Search trials, trained with the first seed, the best first; none where all trials failed.
         seeds: Those that the winner has in the end.
     """
+    if not leaders:
+        return
     alive = list(leaders)
     for place, seed in enumerate(seeds):
         if place:

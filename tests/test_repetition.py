@@ -70,3 +70,7 @@ def test_a_leader_that_failed_again_is_rejected_first(base: TrialConfig, leaders
 
 def test_two_leaders_are_repeated_with_every_seed() -> None:
     assert planned_repetitions(Replication(leaders=2, seeds=3), 2) == 2 * 5
+
+
+def test_without_a_leader_nothing_is_repeated(base: TrialConfig) -> None:
+    assert list(repeated(space, base, [], SEEDS, {}.get)) == []

@@ -196,7 +196,7 @@ def test_hours_that_run_out_leave_the_trials_at_their_checkpoints(shards: Path, 
 def test_trials_that_all_diverge_end_the_sweep_with_their_own_words(shards: Path, tmp_path: Path) -> None:
     wild = Phase(budget_kpass=0.128, optimization=Optimization(learning_rate=1e30, ema_half_life_kpass=0.05))
     with pytest.raises(ValueError, match=r"all 3 search trials at 8 px failed; .* is nan after") as told:
-        run(space_of(shards, finetuning=wild), tmp_path)
+        run(space_of(shards, finetuning=wild, replication=Replication(leaders=1, seeds=2)), tmp_path)
     assert "\n" not in str(told.value)
     stands = status_of(Workspace(tmp_path, "tiny"))
     assert len(stands.failed) >= 5
