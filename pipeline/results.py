@@ -198,7 +198,7 @@ class SweepResult:
     def trials(self) -> list[TrialRecord]:
         return [trial for study in self.studies for trial in (study.base, *study.trials)]
 
-    @property
+    @cached_property
     def leading_norm(self) -> Norm:
         """The norm of the best trial, by effect against its replay control, at the most resolutions."""
         return _leading_norm(self.studies, self.space.domains.norms())
@@ -214,7 +214,7 @@ class SweepResult:
             raise ValueError(f"{self.space.name} searches {', '.join(norms)}, got norm {norm!r}")
         return SweepResult(self.space, tuple(replace(study, norm=norm) for study in self.studies))
 
-    @property
+    @cached_property
     def in_other_norms(self) -> dict[Norm, "SweepResult"]:
         """The sweep in each of the norms that are not the leading one."""
         return {norm: self.in_norm(norm) for norm in self.space.domains.norms() if norm != self.leading_norm}

@@ -1,4 +1,4 @@
-"""A real Ray head on free ports, with a token or without."""
+"""A real Ray head on free ports, with a token."""
 
 import os
 import shutil
@@ -20,15 +20,13 @@ TOKEN = "a-token-for-tests-0123456789abcdef"
 class Head:
     """Attributes:
     dashboard: Its URL.
-    gcs: Its address for drivers.
     """
 
     dashboard: str
-    gcs: str
 
 
 @contextmanager
-def ray_head(token: str | None = TOKEN, **environment: str) -> Iterator[Head]:
+def ray_head() -> Iterator[Head]:
     """``ray start --head`` in the foreground; every process of it is ended, by its id."""
     folder = Path(tempfile.mkdtemp(prefix="rh"))  # Short: Ray puts Unix sockets there.
     dashboard, gcs = free_port(), free_port()
@@ -37,19 +35,19 @@ def ray_head(token: str | None = TOKEN, **environment: str) -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--num-cpus=2"]
     command += ["--object-store-memory=100000000", "--disable-usage-stats", *(f"--{k}={v}" for k, v in ports.items())]
-    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # Where jobs find their `python`.
     usual = {"PYTHONPATH": str(ROOT / "tests"), "PATH": path, "RAY_worker_niceness": "0"}
-    inherited = os.environ | usual | asked | environment
+    inherited = os.environ | usual | asked
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(command, env=inherited, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Authorization": f"Bearer {TOKEN}"}
         try:
             fetched(f"http://127.0.0.1:{dashboard}/api/jobs/", headers=headers)
         except OSError as error:
             raise AssertionError((folder / "head.log").read_text()) from error
-        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}")
+        yield Head(f"http://127.0.0.1:{dashboard}")
     finally:
         _end(head, folder)
         shutil.rmtree(folder, ignore_errors=True)
