@@ -27,11 +27,11 @@ space = Space(
         optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
     ),
     finetuning=Phase(
-        budget_kpass=3.84,
+        budget_kpass=4.608,
         optimization=Optimization(learning_rate=2e-4, decay="linear", ema_half_life_kpass=2),
     ),
     domains=ReachDomains(
-        eta=log_range(0.04, 1.2),
+        eta=log_range(0.05, 2.0),
         num_replays=choice(3),
         reach=choice(1.0, 2.0),
         norm=choice("linf"),

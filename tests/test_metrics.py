@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from atdiff_core.data.stream import ShardSet
 from atdiff_core.metrics.distances import DistanceMeter
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
 from atdiff_core.metrics.features import INCEPTION_WEIGHTS, Inception, as_uint8, feature_network, features_of
+from atdiff_core.metrics.frechet import AlreadyFeatures, FrechetMeter
 from atdiff_core.metrics.inception_score import inception_score
 from atdiff_core.metrics.precision_recall import precision_recall
 from atdiff_core.networks import UNet
@@ -38,6 +40,16 @@ class TestFrechet:
         shift = torch.linspace(0, 1, 8)
         distance = DistanceMeter(features)(features + shift).frechet
         assert distance == pytest.approx(shift.square().sum().item(), rel=1e-4)
+
+    @pytest.mark.parametrize("count", [2, 7, 8, 9, 40])
+    def test_few_samples_and_many_are_at_torchmetrics_distance(self, count: int) -> None:
+        """Those that are no more than the features go through their own matrix."""
+        reference, generated = gaussian(0).double(), 0.3 + gaussian(1, count).double()
+        theirs = FrechetInceptionDistance(AlreadyFeatures(8))
+        theirs.update(reference, real=True)
+        theirs.update(generated, real=False)
+        ours = FrechetMeter(reference).distance(generated)
+        assert ours == pytest.approx(theirs.compute().item(), rel=1e-5)
 
     def test_a_meter_keeps_its_reference_and_forgets_what_it_measured(self) -> None:
         meter = DistanceMeter(gaussian(0))

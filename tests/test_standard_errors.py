@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from atdiff_core.metrics.distances import DistanceMeter
-from atdiff_core.metrics.standard_errors import FrechetError, kernel_error
+from atdiff_core.metrics.frechet import FrechetMeter
+from atdiff_core.metrics.standard_errors import kernel_error
 
 
 def features(seed: int, count: int, width: int = 8, shift: float = 0.0) -> Tensor:
@@ -56,7 +57,7 @@ def test_the_frechet_error_is_leaving_out_a_group_of_samples_at_a_time(count: in
 
     without = np.array([distance(ours[place != group]) for group in range(groups)])
     by_hand = math.sqrt((groups - 1) / groups * np.sum((without - without.mean()) ** 2))
-    assert FrechetError(theirs)(ours) == pytest.approx(by_hand, rel=1e-5)
+    assert FrechetMeter(theirs).error(ours) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_more_samples_have_a_smaller_error() -> None:
@@ -67,12 +68,12 @@ def test_more_samples_have_a_smaller_error() -> None:
 
 def test_too_few_samples_have_no_error() -> None:
     assert math.isnan(kernel_error(features(0, 2), features(1, 10)))
-    assert math.isnan(FrechetError(features(1, 10))(features(0, 3)))
+    assert math.isnan(FrechetMeter(features(1, 10)).error(features(0, 3)))
 
 
 def test_the_error_of_many_samples_is_inferred_from_the_first_of_them() -> None:
     theirs, ours = features(0, 400), features(1, 8000, shift=0.5)
     fresh = [kernel_error(ours[start : start + 2000], theirs) for start in (2000, 4000, 6000)]
     assert kernel_error(ours, theirs) == pytest.approx(np.mean(fresh) / 2, rel=0.1)
-    frechet = FrechetError(theirs)
+    frechet = FrechetMeter(theirs).error
     assert frechet(ours) == pytest.approx(frechet(ours[:2000]) / 2)

@@ -1,28 +1,17 @@
-"""Fréchet and kernel distance between two sets of features, through torchmetrics."""
+"""Fréchet and kernel distance between two sets of features."""
 
 import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from atdiff_core.metrics.features import METRIC_NAMES, FeatureName
-from atdiff_core.metrics.standard_errors import FrechetError, kernel_error
+from atdiff_core.metrics.frechet import AlreadyFeatures, FrechetMeter
+from atdiff_core.metrics.standard_errors import kernel_error
 
 KERNEL_SUBSETS = 6
-
-
-class _AlreadyFeatures(nn.Module):
-    """Stands where torchmetrics expects a network: the images it is given are features."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 @dataclass(frozen=True)
@@ -65,23 +54,20 @@ class DistanceMeter:
         if len(reference) < 2:
             raise ValueError(f"a reference needs at least 2 images, got {len(reference)}")
         self._reference = reference
-        self._frechet = FrechetInceptionDistance(
-            _AlreadyFeatures(reference.shape[1]),
-            reset_real_features=False,
-            sync_on_compute=False,  # Rank 0 judges alone; the other ranks would be waited for in vain.
-        )
-        self._frechet.update(reference.double(), real=True)
-        self._frechet_error = FrechetError(reference)
+        self._frechet = FrechetMeter(reference)
 
     def __call__(self, generated: Tensor) -> Distances:
         """Distances of generated features ``[images, num_features]``; a function of them alone."""
         if len(generated) < 2:
             raise ValueError(f"a distance needs at least 2 generated images, got {len(generated)}")
-        self._frechet.reset()
-        self._frechet.update(generated.double(), real=False)
         kernel, kernel_std = self._kernel(generated)
-        errors = self._frechet_error(generated), kernel_error(generated, self._reference)
-        return Distances(float(self._frechet.compute()), kernel, kernel_std, *errors)
+        return Distances(
+            self._frechet.distance(generated),
+            kernel,
+            kernel_std,
+            self._frechet.error(generated),
+            kernel_error(generated, self._reference),
+        )
 
     def _kernel(self, generated: Tensor) -> tuple[float, float]:
         subset = min(len(generated), len(self._reference), 1000)
@@ -89,7 +75,7 @@ class DistanceMeter:
             warnings.simplefilter("ignore", UserWarning)
             torch.manual_seed(0)  # torchmetrics draws its subsets from the global generator.
             metric = KernelInceptionDistance(
-                _AlreadyFeatures(generated.shape[1]),
+                AlreadyFeatures(generated.shape[1]),
                 subsets=KERNEL_SUBSETS,
                 subset_size=subset,
                 sync_on_compute=False,
