@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import mistake
 from hosts import Host, Network, can_make_hosts
 from recovery import (
     FAST,
@@ -27,6 +28,11 @@ pytestmark = [
 ]
 PORT = 6379
 LINK_DOWN_SEC = 25
+SPACE = """
+from pathlib import Path
+from sweep_helpers import tiny_space
+space = tiny_space(Path("data"))
+"""
 STARTED = "Ray runtime started"
 ENVIRONMENT = FAST | {
     "RAY_health_check_period_ms": "2000",
@@ -54,15 +60,19 @@ def sockets() -> Iterator[Path]:
         yield Path(folder)
 
 
-def start_node(host: Host, head: Host, sockets: Path) -> None:
-    """Join the cluster, or start it; a node that was given up for dead joins again."""
-    command = f"{sys.executable} -m ray.scripts.scripts start --block --node-ip-address={host.address}"
+def start_node(host: Host, head: Host, sockets: Path, *, before: str = "true", **environment: str) -> None:
+    """Join the cluster, or start it; a node that was given up for dead joins again.
+
+    Args:
+        before: A command that is run first, which may change what the host sees of the file system.
+    """
+    command = f"{before}; {sys.executable} -m ray.scripts.scripts start --block --node-ip-address={host.address}"
     command += f" --object-store-memory=100000000 --temp-dir={sockets / str(host.number)}"  # No two share sockets.
     if host is head:
         command += f" --head --port={PORT} --num-cpus=0 --include-dashboard=false"
     else:
         command += f" --address={head.address}:{PORT} --num-cpus=1"
-    host.supervise(command, logged(host, sockets), ENVIRONMENT)
+    host.supervise(command, logged(host, sockets), ENVIRONMENT | environment)
 
 
 def logged(host: Host, sockets: Path) -> Path:
@@ -111,3 +121,32 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
     print(f"\nseconds to the next step: node lost {lost:.1f}, link up {cut:.1f}, driver started {again:.1f}")
     assert_nothing_lost_or_repeated(setting)
     assert_no_doubles(setting)
+
+
+def test_a_node_that_cannot_write_or_has_another_torch_is_told(network: Network, sockets: Path, tmp_path: Path) -> None:
+    shards, space = write_digits(tmp_path / "digits", [8]), tmp_path / "space.py"
+    space.write_text(SPACE)
+    other = tmp_path / "other" / "torch-2.0.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0.0\n")
+    closed, open_to_all = tmp_path / "closed", tmp_path / "open"
+    closed.mkdir()
+    head, odd = network.add(), network.add()
+    start_node(head, head, sockets)
+    until(lambda: head.answers(PORT), "the head is up", log=logged(head, sockets))
+    paths = f"{other.parent}:{ENVIRONMENT['PYTHONPATH']}"
+    start_node(odd, head, sockets, before=f"mount -t tmpfs -o ro none {closed}", PYTHONPATH=paths)
+    until(lambda: STARTED in logged(odd, sockets).read_text(), "the host has joined", log=logged(odd, sockets))
+
+    def told(root: Path) -> str:
+        given = ENVIRONMENT | {"RAY_ADDRESS": f"{head.address}:{PORT}"}
+        began = time.monotonic()
+        line = mistake("sweep", space, "--shards", shards, "--root", root, prefix=head.prefix, **given)
+        print(f"\ntold after {time.monotonic() - began:.1f} s: {line}")
+        return line
+
+    assert f"({odd.address}) cannot use {closed / 'tiny'}: Read-only file system" in told(closed)
+    line = told(open_to_all)
+    assert "different versions of torch (" in line
+    assert "2.0.0 on " in line
+    assert odd.address in line

@@ -1,4 +1,4 @@
-"""``atdiff submit``, ``jobs`` and ``stop``: real jobs on a real Ray head."""
+"""``atdiff submit``, ``stop`` and ``doctor --cluster``: real jobs on a real Ray head."""
 
 import json
 import shutil
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from commands import atdiff, mistake
 from ray_head import TOKEN, Head, ray_head
-from servers import ROOT, end, fetched, start_atdiff, wait_until
+from servers import ROOT, end, fetched, free_port, start_atdiff, wait_until
 from sweep_helpers import write_digits
 
 from pipeline.jobs import open_cluster
@@ -132,3 +133,36 @@ def test_a_sweep_is_submitted_stopped_continued_and_never_run_twice(
     assert third.returncode == 0, third.stderr
     assert "nothing new was started" in third.stderr
     assert jobs_with(head, root) == {job: "STOPPED", again: "SUCCEEDED"}
+
+
+def test_the_jobs_exit_code_and_its_words_come_back(head: Head, tree: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    submit = ("submit", tree / "space.py", "--address", head.dashboard, "--tree", tree, "--root", tmp_path)
+    done = atdiff(*submit, "--shards", nowhere, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(nowhere) in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_the_doctor_asks_every_node_from_the_head(head: Head, tmp_path: Path) -> None:
+    below_a_file = tmp_path / "file"
+    below_a_file.write_text("")
+    doctor = ("doctor", "--cluster", "--address", head.dashboard, "--root")
+    healthy = atdiff(*doctor, tmp_path / "runs", RAY_AUTH_TOKEN=TOKEN, COLUMNS="300")
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    assert "1 of 1 answer" in healthy.stdout
+    assert f"ray {ray.__version__}" in healthy.stdout
+    assert list((tmp_path / "runs").iterdir()) == []
+    sick = atdiff(*doctor, below_a_file / "runs", "--tracking", f"http://127.0.0.1:{free_port()}", RAY_AUTH_TOKEN=TOKEN)
+    assert sick.returncode == 1, sick.stdout + sick.stderr
+    assert "Not a directory" in sick.stdout
+    assert "no MLflow server answers" in " ".join(sick.stdout.split())
+
+
+def test_a_driver_with_a_wrong_token_gets_one_line(head: Head, shards: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.py"
+    space.write_text(SPACE)
+    environment = {"RAY_ADDRESS": head.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
+    line = mistake("sweep", space, "--shards", shards, "--root", tmp_path / "runs", **environment)
+    assert "does not take us" in line
+    assert "oken" in line
