@@ -31,12 +31,16 @@ from pipeline.tracking import TRIAL, Tracker
 from pipeline.tracking_client import connect
 from pipeline.workspace import Workspace
 
-OUTAGE_SEC = float(os.environ.get("ATDIFF_OUTAGE_SEC", "4"))
-"""How long the server is away in the middle of a sweep; 60 is what a rollout takes, and passes too."""
+OUTAGES = [
+    pytest.param(4.0, 0.128, id="seconds"),
+    pytest.param(60.0, 8.0, id="a-minute", marks=pytest.mark.namespaces),  # What a rollout takes.
+]
+"""How long the server is away in the middle of a sweep, in s, and what each trial trains, in kpass."""
 SPACE = """
 from pathlib import Path
 from sweep_helpers import tiny_space
 space = tiny_space(Path({shards!r}))
+space = space.but(name={name!r}, finetuning=space.finetuning.but(budget_kpass={kpass}))
 """
 
 
@@ -159,15 +163,19 @@ def test_a_sweep_moves_to_the_server_and_moving_it_again_changes_nothing(server:
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # A sweep, and two starts of a server: minutes beside other work.
 @pytest.mark.usefixtures("_credentials")
-def test_a_server_that_stops_in_the_middle_of_a_sweep_loses_and_doubles_nothing(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("outage_sec", "kpass"), OUTAGES)
+def test_a_server_that_stops_in_the_middle_of_a_sweep_loses_and_doubles_nothing(
+    server: Server, tmp_path: Path, outage_sec: float, kpass: float
+) -> None:
     shards = write_digits(tmp_path / "digits", [8])
     space, log = tmp_path / "space.py", tmp_path / "sweep.log"
-    space.write_text(SPACE.format(shards=str(shards)))
+    name = f"away-for-{outage_sec:.0f}-s"
+    space.write_text(SPACE.format(shards=str(shards), name=name, kpass=kpass))
     arguments = ["sweep", space, "--root", tmp_path / "runs", "--inline", "--tracking", server.url]
-    sweep = start_atdiff(arguments, log)
+    sweep, trials = start_atdiff(arguments, log), tmp_path / "runs" / name / "trials"
 
     def complete() -> int:
-        return len(list((tmp_path / "runs" / "tiny" / "trials").glob("*/result.json")))
+        return len(list(trials.glob("*/result.json")))
 
     try:
         wait_until(lambda: complete() >= 2 or sweep.poll() is not None, "two trials", 240)
@@ -175,17 +183,17 @@ def test_a_server_that_stops_in_the_middle_of_a_sweep_loses_and_doubles_nothing(
         server.stop()
         before, stopped = complete(), time.monotonic()
         wait_until(
-            lambda: time.monotonic() > stopped + OUTAGE_SEC and complete() > before, "a trial in the outage", 240
+            lambda: time.monotonic() > stopped + outage_sec and complete() > before, "a trial in the outage", 240
         )
         server.start()
-        assert sweep.wait(timeout=240) == 0, log.read_text()
+        assert sweep.wait(timeout=400) == 0, log.read_text()
     finally:
         end(sweep)
-    records = load_records(tmp_path / "runs" / "tiny" / "trials")
+    records = load_records(trials)
     assert len(records) == 15
     client = MlflowClient(server.url)
-    each_point_once(client, "tiny", records)
-    (parent,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], "tags.`atdiff.sweep` != ''")
+    each_point_once(client, name, records)
+    (parent,) = client.search_runs([client.get_experiment_by_name(name).experiment_id], "tags.`atdiff.sweep` != ''")
     assert parent.info.status == "FINISHED"
     assert "report.html" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
 
