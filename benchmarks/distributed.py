@@ -1,7 +1,8 @@
 """Two ranks under Ray Train against the same loop under torchrun: ``python -m benchmarks.distributed``.
 
 Both train the same trial on two gloo ranks of this machine, in turns, beside the same idle Ray. The speed is
-read off the trial's own curves, from its first report to its last, so that no start-up counts.
+read off the trial's own curves, from its first report to its last, so that no start-up counts. A third arm
+keeps states as often as they can be kept: what one of them costs is the time it takes beyond the first arm's.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -59,6 +61,14 @@ def under_ray(work: Path, seed: int) -> float:
     return minibatches_per_second(assignment, places)
 
 
+def keeping_states(work: Path, seed: int) -> tuple[float, int]:
+    """Its speed under Ray, and the states it kept."""
+    every = Resources(checkpoint_sec=0.0, keep_checkpoints=MINIBATCHES)
+    assignment, places = prepared(work, "states", seed, MINIBATCHES, every)
+    list(run_distributed(assignment, places))
+    return minibatches_per_second(assignment, places), len(list(places.folder.glob("states/**/minibatch-*")))
+
+
 def under_torchrun(work: Path, seed: int) -> float:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     subprocess.run(
@@ -91,29 +101,53 @@ def main() -> None:
     if given:
         rank_of_torchrun(Path(given[0]), int(given[1]))
         return
+    os.environ.update({"RAY_worker_niceness": "0"})  # As torchrun's ranks have it.
     with tempfile.TemporaryDirectory() as scratch, ray_session(RANKS):
         work = Path(scratch)
         for _ in write_shards(mnist_digits(), work / "digits", [8], image_channels=1):
             pass
-        pairs = []
+        rounds = []
         for seed in range(ROUNDS):
-            pairs.append(_one_round(work, seed))
-            print("round {}: {:.2f} and {:.2f} minibatches/s".format(seed + 1, *pairs[-1]), flush=True)
-    ratios = sorted(ours / theirs for ours, theirs in pairs)
-    table = Table("arm", "minibatches/s, median (extremes)", title=f"{RANKS} gloo ranks, {machine_line()}")
-    for name, speeds in zip(("TorchTrainer", "torchrun"), zip(*pairs, strict=True), strict=True):
-        table.add_row(name, f"{median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})")
-    Console(width=120).print(table)
-    print(f"spread of the ratio over {ROUNDS} rounds: {ratios[0]:.3f} to {ratios[-1]:.3f}")
-    print(f"distributed: throughput of TorchTrainer over torchrun = {median(ratios):.3f} (goal >= 0.99)")
+            rounds.append(_one_round(work, seed))
+            print(f"round {seed + 1}: {rounds[-1]}", flush=True)
+    told(rounds)
 
 
-def _one_round(work: Path, seed: int) -> tuple[float, float]:
-    """Speed under Ray and under torchrun; who goes first changes from round to round."""
+@dataclass(frozen=True)
+class Round:
+    """Minibatches per second of each arm, and the seconds that a kept state took."""
+
+    ray: float
+    torchrun: float
+    states: float
+    state_sec: float
+
+
+def _one_round(work: Path, seed: int) -> Round:
+    """Who goes first changes from round to round."""
     if seed % 2:
         theirs = under_torchrun(work, seed)
-        return under_ray(work, seed), theirs
-    return under_ray(work, seed), under_torchrun(work, seed)
+        ours = under_ray(work, seed)
+    else:
+        ours = under_ray(work, seed)
+        theirs = under_torchrun(work, seed)
+    states, kept = keeping_states(work, seed)
+    return Round(ours, theirs, states, (MINIBATCHES / states - MINIBATCHES / ours) / kept)
+
+
+def told(rounds: list[Round]) -> None:
+    """Print what was measured."""
+    table = Table("arm", "minibatches/s, median (extremes)", title=f"{RANKS} gloo ranks, {machine_line()}")
+    arms = {"TorchTrainer": "ray", "torchrun": "torchrun", "TorchTrainer, all states kept": "states"}
+    for name, field in arms.items():
+        speeds = [getattr(each, field) for each in rounds]
+        table.add_row(name, f"{median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})")
+    Console(width=120).print(table)
+    ratios = sorted(each.ray / each.torchrun for each in rounds)
+    costs = sorted(each.state_sec for each in rounds)
+    print(f"spread of the ratio over {len(rounds)} rounds: {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    print(f"seconds a kept state takes: {median(costs):.2f} ({costs[0]:.2f} to {costs[-1]:.2f})")
+    print(f"distributed: throughput of TorchTrainer over torchrun = {median(ratios):.3f} (goal >= 0.99)")
 
 
 if __name__ == "__main__":
