@@ -20,9 +20,11 @@ TOKEN = "a-token-for-tests-0123456789abcdef"
 class Head:
     """Attributes:
     dashboard: Its URL.
+    gcs: ``host:port`` where drivers join.
     """
 
     dashboard: str
+    gcs: str
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def ray_head() -> Iterator[Head]:
             fetched(f"http://127.0.0.1:{dashboard}/api/jobs/", headers=headers)
         except OSError as error:
             raise AssertionError((folder / "head.log").read_text()) from error
-        yield Head(f"http://127.0.0.1:{dashboard}")
+        yield Head(f"http://127.0.0.1:{dashboard}", gcs=f"127.0.0.1:{gcs}")
     finally:
         _end(head, folder)
         shutil.rmtree(folder, ignore_errors=True)
