@@ -3,13 +3,16 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pipeline.capacity import Demand, Node, bounded, check_fits
 from pipeline.listening import require_listener
+from pipeline.tokens import accepted_token, head_admits
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +35,23 @@ UNBOUNDED = 1024
 """Nodes of a kind where the autoscaler knows no limit."""
 
 
+def require_head() -> None:
+    """Where ``RAY_ADDRESS`` is set: whether a cluster answers there and takes our token.
+
+    Ray asks a dead address for ten minutes, and does not tell a wrong token from it.
+
+    Raises:
+        ValueError: It does not.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    ray = sys.modules.get("ray")  # Not imported here: it looks once whether there are tokens.
+    if ":" not in address or address.startswith("ray://") or (ray is not None and ray.is_initialized()):
+        return
+    require_listener(address, what="Ray cluster", remedy="unset RAY_ADDRESS to run on this machine")
+    if os.environ.get("RAY_USE_TLS", "0") == "0":
+        accepted_token(f"the Ray cluster at RAY_ADDRESS={address}", partial(head_admits, address))
+
+
 @contextmanager
 def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator[float]:
     """Yields the number of CPUs trials may use.
@@ -45,15 +65,15 @@ def ray_session(cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    require_head()
     import ray
 
     joined = bool(os.environ.get("RAY_ADDRESS"))
+
     if ray.is_initialized():
         yield math.inf if joined else ray.cluster_resources().get("CPU", 1)
         return
-    if joined:
-        _require_head(os.environ["RAY_ADDRESS"])
-    else:
+    if not joined:
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
     local: dict[str, Any] = (
@@ -125,9 +145,3 @@ def driver_share() -> dict[str, float]:
     import ray
 
     return {DRIVER if DRIVER in ray.cluster_resources() else HEAD: DRIVER_SHARE}
-
-
-def _require_head(address: str) -> None:
-    """Ray asks a dead address for ten minutes: look first whether anything listens."""
-    if ":" in address and not address.startswith("ray://"):
-        require_listener(address, what="Ray cluster", remedy="unset RAY_ADDRESS to run on this machine")

@@ -19,7 +19,7 @@ from atdiff_core.train_state import Execution
 from pipeline.background_copy import BackgroundCopy, copying
 from pipeline.bookkeeping import Bookkeeper
 from pipeline.budget import Budgeted, BudgetSpent
-from pipeline.cluster import ray_session
+from pipeline.cluster import ray_session, require_head
 from pipeline.extension import Declared
 from pipeline.history import Event, note_event
 from pipeline.inline import run_inline
@@ -99,6 +99,8 @@ def driving(
         extend: Whether the sweep that is there may grow.
     """
     workspace.check_disk()
+    if not inline:
+        require_head()  # Before anything is written.
     with workspace.locked():
         workspace.claim(declared, extend=extend)
         try:

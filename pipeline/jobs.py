@@ -7,10 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.listening import require_listener
+from pipeline.tokens import accepted_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REMEDY = "give --address http://HEAD:8265, and forward the port where a firewall hides it"
 REQUEST_SEC, RECONNECT_SEC = 10.0, 1.0
-OK, UNAUTHORIZED, NOT_FOUND = 200, 401, 404
+OK, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 200, 401, 403, 404
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOPPED_CODE = 143
 
@@ -41,24 +43,8 @@ def open_cluster(address: str, *, may_be_open: bool = False) -> "JobSubmissionCl
         ValueError: Nothing answers, no token is asked for, ours is missing or wrong, or the versions differ.
     """
     require_listener(address, what="Ray cluster", remedy=REMEDY)
-    token = None
-    asks = _get(address, "/api/jobs/", token).status_code
-    if asks == UNAUTHORIZED:
-        token = known_token()
-        if token is None:
-            raise ValueError(
-                f"the cluster at {address} asks for a token and none is known here; set RAY_AUTH_TOKEN or "
-                "RAY_AUTH_TOKEN_PATH, or write it to ~/.ray/auth_token"
-            )
-        os.environ["RAY_AUTH_MODE"] = "token"  # Before Ray is imported, which reads it once.
-        if (answer := _get(address, "/api/jobs/", token).status_code) != OK:
-            raise ValueError(
-                f"the cluster at {address} refuses our token ({answer}); RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and "
-                "~/.ray/auth_token are looked at in this order"
-            )
-    elif asks != OK:
-        raise ValueError(f"{address} is no Ray dashboard (it answers with {asks}); {REMEDY}")
-    elif not may_be_open:
+    token = accepted_token(f"the cluster at {address}", partial(_admits, address))
+    if token is None and not may_be_open:
         raise ValueError(
             f"the cluster at {address} lets in anybody: it was started without RAY_AUTH_MODE=token; start it with a "
             "token, or add --no-token if the network is trusted"
@@ -66,13 +52,14 @@ def open_cluster(address: str, *, may_be_open: bool = False) -> "JobSubmissionCl
     return _client(address, token)
 
 
-def known_token() -> str | None:
-    """Our token, from where Ray looks for it."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(given) if given else Path.home() / ".ray" / "auth_token"
-    return (file.read_text().strip() or None) if file.is_file() else None
+def _admits(address: str, token: str | None) -> bool:
+    """Whether a dashboard lets us in with a token, or without one."""
+    answer = _get(address, "/api/jobs/", token).status_code
+    if answer == UNAUTHORIZED or (token is not None and answer == FORBIDDEN):
+        return False
+    if answer != OK:
+        raise ValueError(f"{address} is no Ray dashboard (it answers with {answer}); {REMEDY}")
+    return True
 
 
 @dataclass(frozen=True)

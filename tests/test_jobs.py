@@ -53,6 +53,13 @@ def test_what_is_no_ray_dashboard_is_refused() -> None:
         open_cluster(address)
 
 
+def test_what_is_no_ray_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(200) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address.removeprefix("http://"))
+        with pytest.raises(ValueError, match="does not answer as the head of a Ray cluster"), ray_session():
+            pass
+
+
 def test_a_cluster_that_lets_in_anybody_is_refused() -> None:
     with answering(200) as address, pytest.raises(ValueError, match=r"lets in anybody.*--no-token"):
         open_cluster(address)

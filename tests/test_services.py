@@ -33,7 +33,7 @@ from pipeline.workspace import Workspace
 
 OUTAGES = [
     pytest.param(4.0, 0.128, id="seconds"),
-    pytest.param(60.0, 8.0, id="a-minute", marks=pytest.mark.namespaces),  # What a rollout takes.
+    pytest.param(60.0, 4.0, id="a-minute", marks=pytest.mark.namespaces),  # What a rollout takes.
 ]
 """How long the server is away in the middle of a sweep, in s, and what each trial trains, in kpass."""
 SPACE = """

@@ -68,7 +68,7 @@ def test_without_the_token_nothing_is_told_or_taken(head: Head, tmp_path: Path) 
     address = ("--address", head.dashboard)
     home = {"HOME": str(tmp_path)}
     assert "asks for a token and none is known here" in mistake("jobs", *address, **home)
-    assert "refuses our token (403)" in mistake("jobs", *address, **home, RAY_AUTH_TOKEN="guessed")
+    assert "refuses our token;" in mistake("jobs", *address, **home, RAY_AUTH_TOKEN="guessed")
     space = ROOT / "search_spaces" / "demo_tiny.py"
     assert "none is known here" in mistake("submit", space, *address, "--root", tmp_path, **home)
     (tmp_path / ".ray").mkdir()
@@ -153,16 +153,17 @@ def test_the_doctor_asks_every_node_from_the_head(head: Head, tmp_path: Path) ->
     assert "1 of 1 answer" in healthy.stdout
     assert f"ray {ray.__version__}" in healthy.stdout
     assert list((tmp_path / "runs").iterdir()) == []
-    sick = atdiff(*doctor, below_a_file / "runs", "--tracking", f"http://127.0.0.1:{free_port()}", RAY_AUTH_TOKEN=TOKEN)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    sick = atdiff(*doctor, below_a_file / "runs", "--tracking", nobody, RAY_AUTH_TOKEN=TOKEN, COLUMNS="300")
     assert sick.returncode == 1, sick.stdout + sick.stderr
     assert "Not a directory" in sick.stdout
-    assert "no MLflow server answers" in " ".join(sick.stdout.split())
+    assert "no MLflow server answers" in sick.stdout
 
 
-def test_a_driver_with_a_wrong_token_gets_one_line(head: Head, shards: Path, tmp_path: Path) -> None:
+def test_a_driver_without_the_right_token_gets_one_line(head: Head, shards: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.py"
     space.write_text(SPACE)
-    environment = {"RAY_ADDRESS": head.gcs, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "guessed"}
-    line = mistake("sweep", space, "--shards", shards, "--root", tmp_path / "runs", **environment)
-    assert "does not take us" in line
-    assert "oken" in line
+    sweep = ("sweep", space, "--shards", shards, "--root", tmp_path / "runs")
+    environment = {"RAY_ADDRESS": head.gcs, "HOME": str(tmp_path)}
+    assert f"{head.gcs} asks for a token and none is known here" in mistake(*sweep, **environment)
+    assert f"{head.gcs} refuses our token;" in mistake(*sweep, **environment, RAY_AUTH_TOKEN="guessed")
