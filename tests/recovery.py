@@ -81,7 +81,7 @@ class Driver:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def finish(self, timeout_sec: float = 400) -> None:
+    def finish(self, timeout_sec: float = 800) -> None:
         assert self.process.wait(timeout_sec) == 0, self.said()
 
 
