@@ -3,6 +3,7 @@
 Only the command that runs imports what it needs, so that ``atdiff --help`` answers at once.
 """
 
+import errno
 import sys
 from typing import NoReturn
 
@@ -70,6 +71,7 @@ app.command("sync")(services.sync)
 app.command("doctor")(inspect.doctor)
 
 BAD_INPUT, INTERRUPTED = 2, 130
+FULL = "make room; what is finished is kept, and the same command continues"
 
 
 def main() -> None:
@@ -85,10 +87,17 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _leave(f"{error.name} is not installed; run: pip install 'atdiff[sweep,demo,text]'", BAD_INPUT)
     except OSError as error:
-        known = error.filename is not None and error.strerror
-        _leave(f"{error.filename}: {error.strerror}" if known else str(error), BAD_INPUT)
+        _leave(_told(error), BAD_INPUT)
     except ValueError as error:
         _leave("\n".join(_plain(error)), BAD_INPUT)
+
+
+def _told(error: OSError) -> str:
+    """What the system says, where, and the way out if there is one."""
+    said = error.strerror or str(error)
+    place = f"{error.filename}: " if error.filename is not None and error.strerror else ""
+    remedy = f"; {FULL}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{place}{said}{remedy}"
 
 
 def _plain(error: ValueError) -> list[str]:
