@@ -183,7 +183,8 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, shards: Path) -> None:
         pytest.skip("needs /dev/full")
     run = tmp_path / "run"
     assert atdiff("train", config_file(tmp_path), "--shards", shards / "8px", "--out", run).returncode == 0
-    assert "No space left on device" in mistake("sample", run / "snapshot", "--out", "/dev/full", "--nfe", "1")
+    line = mistake("sample", run / "snapshot", "--out", "/dev/full", "--nfe", "1")
+    assert "No space left on device; make room" in line
 
 
 def test_doctor_tells_what_is_missing_and_what_to_do() -> None:
