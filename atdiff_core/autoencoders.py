@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from atdiff_core.data.contents import Latents
-from atdiff_core.hub import HUB_ID, first_line
+from atdiff_core.hub import HUB_ID, first_line, quiet_diffusers
 from atdiff_core.weights import add_weights
 
 Precision = Literal["float32", "bfloat16"]
@@ -118,7 +118,8 @@ def load_autoencoder(
         network = AutoencoderKL.from_pretrained(name, use_safetensors=True, low_cpu_mem_usage=False, **options)
     except Exception as error:  # diffusers, the hub's client and safetensors each raise their own kinds.
         raise ValueError(f"{name}: no AutoencoderKL in safetensors can be read there ({first_line(error)})") from error
-    network = network.to(device, DTYPES[dtype]).eval().requires_grad_(False)
+    with quiet_diffusers():
+        network = network.to(device, DTYPES[dtype]).eval().requires_grad_(False)
     return Autoencoder(name, network)
 
 

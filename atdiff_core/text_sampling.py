@@ -15,7 +15,7 @@ from atdiff_core.config import Config
 from atdiff_core.data.prompts import Prompts
 from atdiff_core.data.stream import ShardSet
 from atdiff_core.files import read_json, sha256_of
-from atdiff_core.hub import first_line, quiet_transformers
+from atdiff_core.hub import first_line, quiet_diffusers, quiet_transformers
 from atdiff_core.randomness import Randomness, derived_seed
 
 MODEL_INDEX = "model_index.json"
@@ -137,7 +137,8 @@ class TextPipeline:
     def _embedded(self, captions: Sequence[str]) -> Tensor:
         if self.prompts is not None:
             return self.prompts.of(captions).to(self.pipeline.device)
-        embedded: Tensor = self.pipeline.encode_prompt(list(captions), self.pipeline.device, 1, False)[0]
+        with quiet_transformers(), quiet_diffusers():  # Both tell at length that a caption is too long.
+            embedded: Tensor = self.pipeline.encode_prompt(list(captions), self.pipeline.device, 1, False)[0]
         return embedded
 
 
@@ -167,7 +168,7 @@ def open_pipeline(folder: Path, *, device: str = "cpu", prompts: Prompts | None 
 
     kind = _check_kind(folder)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), quiet_diffusers():
             pipeline = getattr(diffusers, kind).from_pretrained(
                 folder, use_safetensors=True, safety_checker=None, requires_safety_checker=False
             )
@@ -176,7 +177,8 @@ def open_pipeline(folder: Path, *, device: str = "cpu", prompts: Prompts | None 
     pipeline.set_progress_bar_config(disable=True)
     if prompts is None and pipeline.text_encoder is None:
         raise ValueError(f"{folder}: has no text encoder; give the embeddings of its captions with --prompts")
-    return TextPipeline(folder, pipeline.to(device), prompts)
+    with quiet_diffusers():
+        return TextPipeline(folder, pipeline.to(device), prompts)
 
 
 def _check_kind(folder: Path) -> str:
