@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -41,15 +42,8 @@ def quiet_transformers() -> Iterator[None]:
     """No progress bars and no lists of the weights that a part of a model leaves aside."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
+    with _quiet(logging):
         yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -57,6 +51,13 @@ def quiet_diffusers() -> Iterator[None]:
     """No progress bars, no list of the tokens that a caption is too long by, padding included, no advice on types."""
     from diffusers.utils import logging
 
+    with _quiet(logging):
+        yield
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Errors only, from a library whose ``logging`` module is given; afterwards as before."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -9,10 +9,12 @@ import socket
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from atdiff_core.checkpoints import save_checkpoint
 from atdiff_core.networks import UNet, preset
@@ -60,11 +62,11 @@ def measure(study: StudyProgramme) -> Measured:
 def _mlflow_sec(folder: Path, trials: int = 8) -> tuple[float, float, float]:
     """CPU seconds a trial: ours and the server's until its curves are on PostgreSQL the way the driver sends
     them, and those of one look into its folder."""
-    with _mlflow_server(folder) as (url, processes):
+    with _mlflow_server(folder) as (url, roots):
         workspace = Workspace(folder / "runs", demo.name, url)
         tracker = Tracker(workspace, demo)
         base = demo.base_config(8, "d" * 64)
-        ours, theirs = time.process_time(), _cpu_sec(processes())
+        ours, theirs = time.process_time(), _cpu_sec(roots)
         for seed in range(trials):
             assignment = Assignment(demo.trial_config(base, Unperturbed(), seed), "search")
             trial = workspace.trial(assignment.key)
@@ -75,35 +77,21 @@ def _mlflow_sec(folder: Path, trials: int = 8) -> tuple[float, float, float]:
                 if point == POINTS // 2:  # Tune hears of a trial at its rung and at its end.
                     tracker.copy_trial(trial)
             tracker.copy_trial(trial)
-        copied, served = (time.process_time() - ours) / trials, (_cpu_sec(processes()) - theirs) / trials
+        copied, served = (time.process_time() - ours) / trials, (_cpu_sec(roots) - theirs) / trials
         began = time.process_time()
         load_record(trial)
         return copied, served, time.process_time() - began
 
 
-def _cpu_sec(processes: set[int]) -> float:
-    """CPU seconds of processes and of those of their children that have ended."""
-    ticks = 0
-    for pid in processes:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(int(field) for field in fields[11:15])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _descendants(root: int) -> set[int]:
-    parents = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+def _cpu_sec(roots: list[psutil.Process]) -> float:
+    """CPU seconds of processes and of all that they started, those that have ended included."""
+    each = [process.cpu_times() for root in roots for process in (root, *root.children(recursive=True))]
+    return sum(spent.user + spent.system + spent.children_user + spent.children_system for spent in each)
 
 
 @contextmanager
-def _mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[], set[int]]]]:
-    """The address of a server, and the processes of it and of its database."""
+def _mlflow_server(folder: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """The address of a server, and the first processes of it and of its database."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -123,7 +111,7 @@ def _mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[], set[int]]]]
                         raise
                     time.sleep(0.5)
             postmaster = int((postgres.data / "postmaster.pid").read_text().split()[0])
-            yield f"http://127.0.0.1:{port}", lambda: _descendants(server.pid) | _descendants(postmaster)
+            yield f"http://127.0.0.1:{port}", [psutil.Process(server.pid), psutil.Process(postmaster)]
 
 
 def _driver_sec(study: StudyProgramme) -> float:

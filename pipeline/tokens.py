@@ -56,14 +56,16 @@ def head_admits(address: str, token: str | None) -> bool:
         ValueError: What listens there is no head.
     """
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-    with grpc.insecure_channel(address) as channel:
+    direct = (("grpc.enable_http_proxy", 0),)  # As Ray itself: a cluster is not behind the web's proxy.
+    with grpc.insecure_channel(address, options=direct) as channel:
         try:
             channel.unary_unary(NEEDS_NO_CONTENT)(b"", metadata=metadata, timeout=ANSWER_SEC)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ValueError(
-                    f"what listens at {address} does not answer as the head of a Ray cluster does; "
-                    "give the address that `ray start --head` printed"
+                    f"what listens at {address} does not answer as the head of a Ray cluster does "
+                    f"({error.code().name}, waited up to {ANSWER_SEC:g} s); give the address that `ray start --head` "
+                    "printed, or try again if the head is busy"
                 ) from None
             return error.code() is not grpc.StatusCode.UNAUTHENTICATED
     return True

@@ -2,8 +2,8 @@
 
 Every trial fine-tunes the base model of its resolution with Free-AT; what is searched is how
 strong (eta) and with which reach. Ten trials a resolution carry no more: K and the norm are
-fixed, `demo_norms.py` searches them too. Costs 192 kpass of
-pretraining and, with its controls, some 0.2 M passes of fine-tuning.
+fixed, `demo_norms.py` searches them too. Costs 192 kpass of pretraining and, with its controls,
+some 0.26 M passes of fine-tuning.
 """
 
 from atdiff_core.metrics.evaluation import EvaluationConfig

@@ -9,14 +9,12 @@ from pathlib import Path
 from servers import ROOT
 
 
-def atdiff(
-    *arguments: str | Path, cwd: Path = ROOT, prefix: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
+def atdiff(*arguments: str | Path, prefix: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end; ``prefix`` may put it somewhere else, say into a network namespace."""
     command = [*prefix, sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     given = inherited | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | environment
-    return subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=280, check=False)
 
 
 def mistake(*arguments: str | Path, prefix: Sequence[str] = (), **environment: str) -> str:

@@ -123,9 +123,7 @@ def test_a_node_is_lost_a_link_fails_and_the_driver_dies(network: Network, socke
     assert_no_doubles(setting)
 
 
-def test_a_wrong_token_and_a_node_that_cannot_write_or_has_another_torch_are_told(
-    network: Network, sockets: Path, tmp_path: Path
-) -> None:
+def test_a_node_that_cannot_write_or_has_another_torch_is_told(network: Network, sockets: Path, tmp_path: Path) -> None:
     shards, space = write_digits(tmp_path / "digits", [8]), tmp_path / "space.py"
     space.write_text(SPACE)
     other = tmp_path / "other" / "torch-2.0.0.dist-info"
@@ -140,8 +138,8 @@ def test_a_wrong_token_and_a_node_that_cannot_write_or_has_another_torch_are_tol
     start_node(odd, head, sockets, before=f"mount -t tmpfs -o ro none {closed}", PYTHONPATH=paths)
     until(lambda: STARTED in logged(odd, sockets).read_text(), "the host has joined", log=logged(odd, sockets))
 
-    def told(root: Path, **environment: str) -> str:
-        given = ENVIRONMENT | {"RAY_ADDRESS": f"{head.address}:{PORT}"} | environment
+    def told(root: Path) -> str:
+        given = ENVIRONMENT | {"RAY_ADDRESS": f"{head.address}:{PORT}"}
         began = time.monotonic()
         line = mistake("sweep", space, "--shards", shards, "--root", root, prefix=head.prefix, **given)
         print(f"\ntold after {time.monotonic() - began:.1f} s: {line}")
@@ -152,4 +150,3 @@ def test_a_wrong_token_and_a_node_that_cannot_write_or_has_another_torch_are_tol
     assert "different versions of torch (" in line
     assert "2.0.0 on " in line
     assert odd.address in line
-    assert "refuses our token" in told(open_to_all, RAY_AUTH_TOKEN="guessed")
