@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
-from diffusers import UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from atdiff_core.config import Config
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
     from atdiff_core.data.batch import Batch
     from atdiff_core.data.prompts import Prompts
 
@@ -104,8 +105,10 @@ class UNet(Config):
             _zero_last_layers(network.unet)
         return network
 
-    def build_unet(self) -> UNet2DModel:
+    def build_unet(self) -> "UNet2DModel":
         """The network of diffusers with its default weights; its config says all but ``zero_outputs``."""
+        from diffusers import UNet2DModel  # Takes seconds: not whoever describes a network has to wait for it.
+
         plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
         if not self.residual_resampling:
             plain = ("DownBlock2D", "UpBlock2D")
@@ -152,7 +155,7 @@ def check_levels(resolution: int, channels: tuple[int, ...], norm_groups: int, a
         raise ValueError(f"attention_at must name resolutions of levels ({known}), got {strangers[0]}")
 
 
-def _zero_last_layers(unet: UNet2DModel) -> None:
+def _zero_last_layers(unet: "UNet2DModel") -> None:
     for name, parameter in unet.named_parameters():
         if name.startswith("conv_out.") or ".conv2." in name or ".to_out.0." in name:
             nn.init.zeros_(parameter)
@@ -167,7 +170,7 @@ class NoisePredictor(nn.Module):
         learned_variance: Whether v follows the noise in the output.
     """
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: "UNet2DModel") -> None:
         super().__init__()
         self.unet = unet
         self.image_channels: int = unet.config.in_channels

@@ -1,9 +1,10 @@
 """Samplers on diffusers' schedulers, with network evaluations counted and latents fixed by seed."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,18 +15,15 @@ from atdiff_core.epsilon_scaling import EpsilonScaling, short
 from atdiff_core.guidance import Conditioning, guided
 from atdiff_core.karras import PREDICTS, KarrasNoise, Noise
 from atdiff_core.latent_noise import LatentConsistencyNoise
+from atdiff_core.levels import accepted_levels, log_snr_start
 from atdiff_core.networks import predicted_noise
+from atdiff_core.noise import NoiseSchedule
 from atdiff_core.objectives.drawing import Denoiser
 from atdiff_core.randomness import Randomness
-from atdiff_core.schedulers import (
-    STEPS,
-    SamplerKind,
-    Scheduler,
-    Spacing,
-    karras_scheduler,
-    latent_scheduler,
-    vp_scheduler,
-)
+from atdiff_core.sampler_kinds import STEPS, SamplerKind, Spacing
+
+if TYPE_CHECKING:
+    from atdiff_core.schedulers import Scheduler
 
 NOTHING = Conditioning()
 FINISHED = -1
@@ -117,11 +115,26 @@ class Sampler(Config):
         """Whether it can step a network trained on this noise."""
         return noise.kind in STEPS[self.kind]
 
-    def scheduler(self, noise: Noise, *, bounded: bool = True) -> Scheduler:
+    def scheduler(self, noise: Noise, *, bounded: bool = True) -> "Scheduler":
         """The diffusers scheduler; its timesteps, times ``time_scale``, are what the network is asked about.
 
         Args:
             bounded: Whether samples lie in [-1, 1], as pictures do and latents do not.
+
+        Raises:
+            ValueError: See ``check_steps``.
+        """
+        from atdiff_core.schedulers import karras_scheduler, latent_scheduler, vp_scheduler
+
+        self.check_steps(noise)
+        if isinstance(noise, KarrasNoise):
+            return karras_scheduler(self.kind, self.nfe, noise)
+        if isinstance(noise, LatentConsistencyNoise):
+            return latent_scheduler(self.nfe, noise)
+        return vp_scheduler(self.kind, self.nfe, self.spacing, noise, bounded=bounded)
+
+    def check_steps(self, noise: Noise) -> None:
+        """Refuse what ``scheduler`` cannot be made for, without making it.
 
         Raises:
             ValueError: It cannot step a network trained on this noise, or not in so many steps.
@@ -131,13 +144,23 @@ class Sampler(Config):
             raise ValueError(
                 f"sampler {self.label} cannot step a network that {PREDICTS[noise.kind]}; choose one of {able}"
             )
-        if isinstance(noise, KarrasNoise):
-            return karras_scheduler(self.kind, self.nfe, noise)
-        if isinstance(noise, LatentConsistencyNoise):
-            return latent_scheduler(self.nfe, noise)
-        if self.epsilon_scaling != EpsilonScaling() and noise.predicts != "noise":
+        if isinstance(noise, NoiseSchedule) and self.epsilon_scaling != EpsilonScaling() and noise.predicts != "noise":
             raise ValueError(f"epsilon_scaling divides a predicted noise, this network predicts the {noise.predicts}")
-        return vp_scheduler(self.kind, self.nfe, self.spacing, noise, bounded=bounded)
+        most, of_what = self._most_steps(noise)
+        if self.nfe > most:
+            raise ValueError(f"nfe of {self.kind} must be at most {most}, the {of_what}, got {self.nfe}")
+
+    def _most_steps(self, noise: Noise) -> tuple[float, str]:
+        """Distinct noise levels that it can visit, and what they are."""
+        if isinstance(noise, KarrasNoise):
+            return noise.num_levels if self.kind == "cm" else math.inf, "levels of the noise"
+        if isinstance(noise, LatentConsistencyNoise):
+            return noise.num_steps, "timesteps of the grid"
+        if self.kind != "dpmpp_2m":
+            return noise.num_timesteps, "timesteps of the noise"
+        if self.spacing == "log_snr":
+            return log_snr_start(noise), "timesteps that it can tell from pure noise"
+        return accepted_levels(noise) - 1, "timesteps above 0 that it can tell from pure noise"
 
     @property
     def time_scale(self) -> int:

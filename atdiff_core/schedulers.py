@@ -1,7 +1,7 @@
 """diffusers' schedulers, made for a noise and a number of network evaluations."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -19,16 +19,13 @@ from atdiff_core.karras import KarrasNoise
 from atdiff_core.latent_noise import LatentConsistencyNoise
 from atdiff_core.levels import (
     MIN_HALF_LOG_SNR,
-    accepted_levels,
     chain_levels,
     log_snr_levels,
-    log_snr_start,
     strided_levels,
 )
 from atdiff_core.noise import NoiseSchedule, Predicts
+from atdiff_core.sampler_kinds import SamplerKind, Spacing
 
-SamplerKind = Literal["ddim", "ancestral", "iddpm", "dpmpp_2m", "edm_euler", "edm_dpmpp_2m", "cm", "lcm"]
-Spacing = Literal["uniform", "log_snr"]
 Scheduler: TypeAlias = (
     DDIMScheduler
     | DDPMScheduler
@@ -40,18 +37,6 @@ Scheduler: TypeAlias = (
 )
 PREDICTION_TYPES: dict[Predicts, str] = {"noise": "epsilon", "velocity": "v_prediction", "image": "sample"}
 """What diffusers calls what a network predicts."""
-VARIANCE_PRESERVING = ("linear", "cosine", "scaled_linear")
-STEPS: dict[SamplerKind, tuple[str, ...]] = {
-    "ddim": VARIANCE_PRESERVING,
-    "ancestral": VARIANCE_PRESERVING,
-    "iddpm": VARIANCE_PRESERVING,
-    "dpmpp_2m": VARIANCE_PRESERVING,
-    "edm_euler": ("edm",),
-    "edm_dpmpp_2m": ("edm",),
-    "cm": ("consistency",),
-    "lcm": ("latent_consistency",),
-}
-"""Kinds of noise whose networks each sampler can step."""
 
 
 def karras_scheduler(kind: SamplerKind, nfe: int, noise: KarrasNoise) -> Scheduler:
@@ -60,8 +45,6 @@ def karras_scheduler(kind: SamplerKind, nfe: int, noise: KarrasNoise) -> Schedul
     made: Scheduler
     match kind:
         case "cm":
-            if nfe > noise.num_levels:
-                raise ValueError(f"nfe of cm must be at most {noise.num_levels}, the levels of the noise, got {nfe}")
             made = CMStochasticIterativeScheduler(num_train_timesteps=noise.num_levels, **scales)
         case "edm_euler":
             made = EDMEulerScheduler(**scales)
@@ -73,8 +56,6 @@ def karras_scheduler(kind: SamplerKind, nfe: int, noise: KarrasNoise) -> Schedul
 
 def latent_scheduler(nfe: int, noise: LatentConsistencyNoise) -> Scheduler:
     """The scheduler of latent consistency models, on evenly spaced timesteps of the noise's grid."""
-    if nfe > noise.num_steps:
-        raise ValueError(f"nfe of lcm must be at most {noise.num_steps}, the timesteps of the grid, got {nfe}")
     made = LCMScheduler(
         num_train_timesteps=noise.schedule.num_timesteps,
         trained_betas=noise.schedule.betas.numpy(),
@@ -95,9 +76,6 @@ def vp_scheduler(
     Args:
         bounded: Whether samples lie in [-1, 1], so that a predicted x_0 is clipped to it; latents do not.
     """
-    levels = _vp_levels(kind, spacing, noise)
-    if nfe > levels:
-        raise ValueError(f"nfe of {kind} must be at most {levels} for this noise schedule, got {nfe}")
     common: dict[str, Any] = {
         "num_train_timesteps": noise.num_timesteps,
         "trained_betas": noise.betas.numpy(),
@@ -138,15 +116,6 @@ def _solver(nfe: int, spacing: Spacing, noise: NoiseSchedule, common: dict[str, 
     else:
         made.set_timesteps(timesteps=log_snr_levels(noise, nfe))
     return made
-
-
-def _vp_levels(kind: SamplerKind, spacing: Spacing, noise: NoiseSchedule) -> int:
-    """Distinct noise levels that the sampler can visit."""
-    if kind != "dpmpp_2m":
-        return noise.num_timesteps
-    if spacing == "log_snr":
-        return log_snr_start(noise)
-    return accepted_levels(noise) - 1  # It stops above t = 0, the others there.
 
 
 def _abar_one_below(levels: Sequence[int], noise: NoiseSchedule) -> Tensor:

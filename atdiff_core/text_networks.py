@@ -5,7 +5,6 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from diffusers import UNet2DConditionModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -13,6 +12,8 @@ from atdiff_core.config import Config
 from atdiff_core.networks import NoisePredictor, check_levels, level_resolutions
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
     from atdiff_core.data.batch import Batch
     from atdiff_core.data.prompts import Prompts
 
@@ -130,8 +131,10 @@ class TextUNet(Config):
             nn.init.zeros_(network.unet.time_embedding.cond_proj.weight)
         return network
 
-    def build_unet(self) -> UNet2DConditionModel:
+    def build_unet(self) -> "UNet2DConditionModel":
         """The network of diffusers with its default weights; its config says all but ``lora_rank``."""
+        from diffusers import UNet2DConditionModel
+
         attends = [at in self.attention_at for at in self.level_resolutions]
         heads = self.attention_heads
         return UNet2DConditionModel(
@@ -159,7 +162,7 @@ class TextNoisePredictor(NoisePredictor):
         guidance_width: Of the embedding of w; zero where it has none.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: "UNet2DConditionModel") -> None:
         super().__init__(unet)
         self.prompt_width: int = unet.config.cross_attention_dim
         self.guidance_width: int = unet.config.time_cond_proj_dim or 0

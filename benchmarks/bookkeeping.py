@@ -23,12 +23,13 @@ from benchmarks.measuring import machine_line
 from pipeline.background_copy import copying
 from pipeline.bookkeeping import Bookkeeper
 from pipeline.ledger import Ledger, figures_of
+from pipeline.places import Places
 from pipeline.records import RESULT, Assignment, append_curve, declare, is_complete, rung_kpass
 from pipeline.running import run_programme
 from pipeline.spending import TrialMeter
 from pipeline.study import StudyProgramme
 from pipeline.tracking import Tracker
-from pipeline.trial import Judged, Places
+from pipeline.trial_events import Judged
 from pipeline.workspace import Workspace
 from search_spaces.demo_tiny import space as tiny
 

@@ -25,10 +25,10 @@ from atdiff_core.train_config import SCRATCH
 from benchmarks.measuring import machine_line
 from pipeline.cluster import ray_session
 from pipeline.distributed import run_distributed
+from pipeline.places import Places
 from pipeline.programme import FixedProgramme
 from pipeline.records import Assignment, declare, load_record
 from pipeline.running import run_programme
-from pipeline.trial import Places
 from pipeline.tuning import tune_trials
 from search_spaces.demo_tiny import space
 

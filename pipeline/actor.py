@@ -5,8 +5,9 @@ from typing import Any
 
 from ray import tune
 
+from pipeline.places import Places
 from pipeline.records import Assignment, declare, is_complete
-from pipeline.trial import Judged, Places, Trained, run_trial
+from pipeline.trial_events import Judged, Trained
 
 
 def encode(assignment: Assignment, places: Places) -> dict[str, Any]:
@@ -63,4 +64,6 @@ def _events(assignment: Assignment, places: Places) -> Iterator[Judged | Trained
 
         yield from run_distributed(assignment, places)
     else:
+        from pipeline.trial import run_trial  # The driver, which knows this class too, never trains.
+
         yield from run_trial(assignment, places)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.places import Places
 from pipeline.programme import Programme
 from pipeline.progress import TrialBoard
 from pipeline.records import Assignment, set_status
-from pipeline.trial import Judged, Places
+from pipeline.trial_events import Judged
 
 Answer = TypeVar("Answer")
 PlacesOf = Callable[[Assignment], Places]

@@ -17,9 +17,9 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from atdiff_core.files import read_json
-from pipeline.ranks import STOP, train_on_rank
-from pipeline.records import CURVES, RESULT, Assignment, is_complete, load_record
-from pipeline.trial import Judged, Places
+from pipeline.places import Places
+from pipeline.records import CURVES, RESULT, STOP, Assignment, is_complete, load_record
+from pipeline.trial_events import Judged
 
 LOOK_SEC = 0.5
 GROUP_TIMEOUT_SEC = 120
@@ -86,6 +86,14 @@ class _Attempt(threading.Thread):
                 return
 
 
+def _on_rank(config: dict[str, Any]) -> None:
+    from pipeline.ranks import (
+        train_on_rank,  # Takes seconds: Ray Train's controller, which never trains, does not wait.
+    )
+
+    train_on_rank(config)
+
+
 def torch_trainer(assignment: Assignment, places: Places) -> TorchTrainer:
     """The trial as Ray Train runs it."""
     resources = places.resources
@@ -95,7 +103,7 @@ def torch_trainer(assignment: Assignment, places: Places) -> TorchTrainer:
         "elastic_resize_monitor_interval_s": resources.resize_sec,
     }
     return TorchTrainer(
-        train_on_rank,
+        _on_rank,
         train_loop_config={"assignment": assignment, "places": places},
         scaling_config=ScalingConfig(
             use_gpu=resources.gpus > 0,

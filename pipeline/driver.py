@@ -22,14 +22,13 @@ from pipeline.budget import Budgeted, BudgetSpent
 from pipeline.cluster import ray_session, require_head
 from pipeline.extension import Declared
 from pipeline.history import Event, note_event
-from pipeline.inline import run_inline
 from pipeline.ledger import Ledger, figures_of
 from pipeline.nodes import require_fit
+from pipeline.places import Places
 from pipeline.programme import FixedProgramme, Programme
 from pipeline.records import SNAPSHOT, Assignment, Role, is_complete, load_records
 from pipeline.running import Interrupted, run_programme
 from pipeline.tracking import Tracker
-from pipeline.trial import Places
 from pipeline.workspace import Workspace
 from search_spaces.operation import Budget, Price
 from search_spaces.resources import Resources, Workers, worker_range
@@ -208,7 +207,7 @@ class Driver:
             run_programme(
                 budgeted,
                 self._places,
-                run_inline if self.inline else partial(self._tune, title),
+                self._in_this_process if self.inline else partial(self._tune, title),
                 title=title,
                 on_change=self.copy.copy_trial,
                 console=self.console,
@@ -219,6 +218,11 @@ class Driver:
             raise
         if budgeted.reached and not programme.finished:
             raise BudgetSpent(budgeted.reached)
+
+    def _in_this_process(self, keeper: Bookkeeper) -> None:
+        from pipeline.inline import run_inline
+
+        run_inline(keeper)
 
     def _tune(self, title: str, keeper: Bookkeeper) -> None:
         from pipeline.tuning import tune_trials

@@ -94,7 +94,7 @@ def check_samplers(models: Sequence[Model], samplers: Sequence[Sampler]) -> None
             raise ValueError(f"every sampler may be named once, got {name} {names.count(name)} times")
     for model in models:
         for sampler in samplers:
-            sampler.scheduler(model.snapshot.noise)
+            sampler.check_steps(model.snapshot.noise)
             if sampler.kind == "iddpm" and not model.snapshot.learned_variance:
                 raise ValueError(f"iddpm needs a network with a learned variance, {model.name} has none; use ancestral")
 

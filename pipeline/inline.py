@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 from pipeline.bookkeeping import Bookkeeper, last_line
+from pipeline.places import Places
 from pipeline.records import Assignment, declare, is_complete
-from pipeline.trial import Judged, Places, Trained, run_trial
+from pipeline.trial import run_trial
+from pipeline.trial_events import Judged, Trained
 
 
 def run_inline(keeper: Bookkeeper) -> None:

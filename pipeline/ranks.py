@@ -16,10 +16,9 @@ from atdiff_core.sharding import is_sharded
 from atdiff_core.team import Team
 from atdiff_core.train_config import TrainConfig
 from atdiff_core.train_state import Execution, TrainState
-from pipeline.trial import Places, run_trial
-
-STOP = "stop"
-"""File in a trial's folder whose presence asks its ranks to end at their next report."""
+from pipeline.places import Places
+from pipeline.records import STOP
+from pipeline.trial import run_trial
 
 
 def train_on_rank(config: dict[str, Any]) -> None:

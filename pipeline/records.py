@@ -18,6 +18,8 @@ Status = Literal["complete", "pruned", "failed", "running"]
 
 TRIAL, CURVES, RESULT, STATUS = "trial.json", "curves.jsonl", "result.json", "status.json"
 CHECKPOINT, SNAPSHOT, SAMPLES = "checkpoint", "snapshot", "samples.png"
+STOP = "stop"
+"""Its presence asks a trial's ranks to end at their next report."""
 
 
 @dataclass(frozen=True)

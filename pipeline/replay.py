@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from atdiff_core.data.addresses import joined
 from atdiff_core.train_config import SCRATCH
+from pipeline.places import Places
 from pipeline.records import SNAPSHOT, TrialRecord, declare, load_record
-from pipeline.trial import Judged, Places, Trained, run_trial
+from pipeline.trial import run_trial
+from pipeline.trial_events import Judged, Trained
 from pipeline.workspace import Workspace
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -10,7 +10,7 @@ from ray.tune.stopper import Stopper
 
 from pipeline.bookkeeping import Bookkeeper
 from pipeline.records import Assignment
-from pipeline.trial import Judged
+from pipeline.trial_events import Judged
 
 Encode = Callable[[Assignment], dict[str, Any]]
 """Makes the Tune config of an assignment."""

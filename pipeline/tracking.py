@@ -7,7 +7,7 @@ one writer, and copying again changes nothing: a point is identified by its key,
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
@@ -16,13 +16,15 @@ from mlflow.exceptions import MlflowException
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.perturbations import PGD, FreeAT, RandomPerturbation
 from atdiff_core.train_config import NO_TEACHER
-from pipeline.evaluations import Cell
 from pipeline.extension import Declared
 from pipeline.listening import without_password
 from pipeline.records import RESULT, SAMPLES, TrialRecord, load_record
 from pipeline.tracking_client import connect, is_server
 from pipeline.workspace import Workspace, machine
 from search_spaces.space import Space, TrialConfig
+
+if TYPE_CHECKING:
+    from pipeline.evaluations import Cell
 
 PARENT = "mlflow.parentRunId"
 SWEEP, TRIAL, COPIED = "atdiff.sweep", "atdiff.trial", "atdiff.copied"
@@ -219,7 +221,7 @@ def track_evaluation(
     key: str,
     name: str,
     parameters: dict[str, str],
-    cells: Iterable[Cell],
+    cells: "Iterable[Cell]",
     tracking: str | None = None,
     pictures: Iterable[Path] = (),
 ) -> str:

@@ -4,15 +4,15 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from atdiff_core.data.addresses import Address
+from atdiff_core.data.prompts import Prompts
 from atdiff_core.data.stream import ShardSet, open_shards
 from atdiff_core.files import read_json, write_json
 from atdiff_core.metrics.evaluation import EvaluationConfig, Evaluator
@@ -27,6 +27,7 @@ from atdiff_core.train_state import Execution, TrainState
 from atdiff_core.trainer import train
 from pipeline.audit import AuditedShards
 from pipeline.keeping import FolderKeeper, Keeper
+from pipeline.places import Places
 from pipeline.records import (
     CHECKPOINT,
     RESULT,
@@ -39,79 +40,16 @@ from pipeline.records import (
     rung_minibatches,
 )
 from pipeline.spending import TrialMeter
-from search_spaces.resources import Resources
+from pipeline.trial_events import Judged, Trained
 from search_spaces.space import TrialConfig
-
-if TYPE_CHECKING:
-    from atdiff_core.data.prompts import Prompts
 
 REPORTS_PER_TRIAL = 20, 1000
 """The least and the most: between two of them nothing is kept, and no stop is heard."""
 MINIBATCHES_PER_REPORT = 50
-STATES = "states"
 
 
 class Diverged(RuntimeError):  # noqa: N818
     """A loss or a figure is no longer a number; the next attempt starts from the beginning."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a trial finds its inputs and leaves its outputs; not part of what it computes.
-
-    Attributes:
-        shards: Shard set of its resolution.
-        folder: The trial's own.
-        start: Snapshot that it fine-tunes; ignored by a trial that starts from scratch.
-        cache: Reference features.
-        threads: CPU threads of the process.
-        execution: Device, memory layout and slicing.
-        teacher: Snapshot that teaches it; ignored by a trial without a teacher.
-        outliers: Shard set that the config's corruption takes outliers from, where it takes some.
-        resources: Of each rank, and how its state is kept.
-        prompts: Folder of the prompts' embeddings, for a network that attends to prompts.
-    """
-
-    shards: Address
-    folder: Path
-    start: Path
-    cache: Path
-    threads: int = 1
-    execution: Execution = field(default_factory=Execution)
-    teacher: Path = Path()
-    outliers: Address | None = None
-    resources: Resources = field(default_factory=Resources)
-    prompts: Path | None = None
-
-    @property
-    def texts(self) -> "Prompts | None":
-        """The embeddings, opened once a process."""
-        return None if self.prompts is None else _prompts(self.prompts)
-
-    @property
-    def states(self) -> tuple[str, str]:
-        """Where a trial of several ranks keeps its resumable states: a folder or address, and the name below it."""
-        if not self.resources.checkpoints:
-            return str(self.folder.resolve()), STATES
-        address, mark, options = self.resources.checkpoints.partition("?")
-        return f"{address.rstrip('/')}/{self.folder.parent.parent.name}{mark}{options}", self.folder.name
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The trial metric after ``kpass``; ``final`` once the whole budget is spent."""
-
-    kpass: float
-    metric: float
-    final: bool
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Progress between judgements, for progress bars."""
-
-    kpass: float
-    budget_kpass: float
 
 
 @lru_cache(maxsize=8)
@@ -120,15 +58,8 @@ def _opened(shards: Address) -> ShardSet:
 
 
 @lru_cache(maxsize=8)
-def _prompts(folder: Path) -> "Prompts":
-    from atdiff_core.data.prompts import load_prompts
-
-    return load_prompts(folder)
-
-
-@lru_cache(maxsize=8)
 def _evaluator(
-    config: EvaluationConfig, shards: Address, cache: Path, device: str, prompts: "Prompts | None"
+    config: EvaluationConfig, shards: Address, cache: Path, device: str, prompts: Prompts | None
 ) -> Evaluator:
     return Evaluator(config, _opened(shards), cache, device=device, prompts=prompts)
 

@@ -13,10 +13,11 @@ from sweep_helpers import tiny_space
 
 from atdiff_core.data.stream import open_shards
 from pipeline.cluster import ray_session
+from pipeline.places import Places
 from pipeline.records import SNAPSHOT, Assignment, declare
 from pipeline.running import run_programme
 from pipeline.study import StudyProgramme
-from pipeline.trial import Places, run_trial
+from pipeline.trial import run_trial
 from pipeline.tuning import tune_trials
 from search_spaces.resources import Resources
 from search_spaces.space import Phase, Space, TrialConfig

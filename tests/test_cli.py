@@ -71,12 +71,21 @@ def mistake(*arguments: str | Path) -> str:
     return lines[0]
 
 
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys; import pipeline.cli; print([m for m in ('torch', 'ray', 'mlflow', 'optuna') if m in sys.modules])"
-    )
+def imported(statement: str, *packages: str) -> list[str]:
+    """Which of some packages a statement imports, in a new process."""
+    program = f"import sys; {statement}; print(*(each for each in {packages} if each in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert imported("import pipeline.cli", "torch", "ray", "mlflow", "optuna") == []
+
+
+def test_what_drives_trials_does_not_import_what_only_they_need() -> None:
+    drivers = "import pipeline.tuning, pipeline.distributed, search_spaces.demo"
+    assert imported(drivers, "diffusers", "transformers", "torchmetrics") == []
+    assert imported("import pipeline.driver", "diffusers", "transformers", "torchmetrics") == []
 
 
 def test_a_mistake_ends_the_program_with_one_line_and_2() -> None:

@@ -23,10 +23,11 @@ from sweep_helpers import tiny_space, write_digits
 from atdiff_core.data.stream import open_shards
 from atdiff_core.snapshots import load_snapshot
 from pipeline import capacity
+from pipeline.places import Places
 from pipeline.programme import FixedProgramme
 from pipeline.records import SNAPSHOT, Assignment, declare, load_record
 from pipeline.running import run_programme
-from pipeline.trial import Places, run_trial
+from pipeline.trial import run_trial
 from pipeline.tuning import tune_trials
 from search_spaces.resources import Resources
 

@@ -24,11 +24,13 @@ from atdiff_core.samplers import Sampler
 from atdiff_core.snapshots import load_snapshot
 from pipeline.cli import app
 from pipeline.comparison import assignments, rung_of
+from pipeline.places import Places
 from pipeline.records import SNAPSHOT, Assignment, declare, load_record
 from pipeline.report.page import write_report
 from pipeline.results import load_result
 from pipeline.study import StudyProgramme
-from pipeline.trial import Judged, Places, run_trial
+from pipeline.trial import run_trial
+from pipeline.trial_events import Judged
 from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained, Scratch
 from search_spaces.demo_cm import space as demo_cm

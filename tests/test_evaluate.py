@@ -137,7 +137,7 @@ class TestMistakes:
         ("samplers", "expected"),
         [
             ((Sampler(kind="iddpm"),), "iddpm needs a network with a learned variance, first has none"),
-            ((Sampler(nfe=2000),), "nfe of ddim must be at most 1000 for this noise schedule, got 2000"),
+            ((Sampler(nfe=2000),), "nfe of ddim must be at most 1000, the timesteps of the noise, got 2000"),
             ((Sampler(), Sampler()), "every sampler may be named once, got ddim_10 2 times"),
         ],
     )

@@ -15,8 +15,8 @@ from atdiff_core.train_state import Execution
 from pipeline.audit import load_audit
 from pipeline.cluster import ray_session
 from pipeline.distributed import run_distributed
+from pipeline.places import Places
 from pipeline.records import Assignment, declare, is_complete
-from pipeline.trial import Places
 from search_spaces.resources import Resources
 
 pytestmark = [

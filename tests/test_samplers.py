@@ -108,7 +108,7 @@ class TestEvaluations:
 
     @EVERY_SAMPLER
     def test_more_evaluations_than_noise_levels_are_refused(self, label: str) -> None:
-        with pytest.raises(ValueError, match=r"nfe of \w+ must be at most \d+ .* got 11"):
+        with pytest.raises(ValueError, match=r"nfe of \w+ must be at most \d+, .* got 11"):
             Sampler.named(label, nfe=11).scheduler(NoiseSchedule(num_timesteps=10))
 
     @EVERY_SAMPLER

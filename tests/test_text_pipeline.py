@@ -24,10 +24,12 @@ from atdiff_core.snapshots import load_snapshot
 from atdiff_core.text_snapshots import Surroundings, check_belongs
 from pipeline.cli import app
 from pipeline.comparison import assignments, rung_of
+from pipeline.places import Places
 from pipeline.records import RESULT, SAMPLES, SNAPSHOT, Assignment, declare
 from pipeline.report.page import write_report
 from pipeline.sweep import run_sweep
-from pipeline.trial import Judged, Places, run_trial
+from pipeline.trial import run_trial
+from pipeline.trial_events import Judged
 from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained
 from search_spaces.domains import ReachDomains, choice, log_range

@@ -10,8 +10,10 @@ from atdiff_core.data.stream import open_shards
 from atdiff_core.metrics.robustness import Attack
 from atdiff_core.perturbations import Unperturbed
 from atdiff_core.snapshots import load_snapshot
+from pipeline.places import Places
 from pipeline.records import CHECKPOINT, RESULT, SNAPSHOT, Assignment, declare, load_record
-from pipeline.trial import Judged, Places, run_trial
+from pipeline.trial import run_trial
+from pipeline.trial_events import Judged
 from search_spaces.space import Space
 
 

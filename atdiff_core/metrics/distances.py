@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from atdiff_core.metrics.features import METRIC_NAMES, FeatureName
 from atdiff_core.metrics.frechet import AlreadyFeatures, FrechetMeter
@@ -70,6 +69,8 @@ class DistanceMeter:
         )
 
     def _kernel(self, generated: Tensor) -> tuple[float, float]:
+        from torchmetrics.image.kid import KernelInceptionDistance
+
         subset = min(len(generated), len(self._reference), 1000)
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore", UserWarning)

@@ -89,7 +89,7 @@ class EvaluationConfig(Config):
     def check_fits(self, noise: Noise) -> None:
         """Refuse at once what would fail at the first judgement."""
         for sampler in self.samplers:
-            sampler.scheduler(noise)
+            sampler.check_steps(noise)
         if self.attacks and not isinstance(noise, NoiseSchedule):
             raise ValueError(
                 f"evaluation.attacks are measured on networks that predict noise, this one {PREDICTS[noise.kind]}; "

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from atdiff_core.metrics.standard_errors import MOST_SAMPLES, jackknife_error
 
@@ -32,6 +31,8 @@ class FrechetMeter:
 
     def __init__(self, reference: Tensor) -> None:
         """Takes the reference features, ``[images, num_features]``."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
         features = reference.double()
         self._mean = features.mean(dim=0)
         self._covariance = torch.cov(features.T)

@@ -48,8 +48,10 @@ def train(
     from atdiff_core.devices import chosen_device
     from atdiff_core.hub import local_folder
     from atdiff_core.train_state import Execution
+    from pipeline.places import Places
     from pipeline.records import Assignment, declare, load_record
-    from pipeline.trial import Judged, Places, Trained, run_trial
+    from pipeline.trial import run_trial
+    from pipeline.trial_events import Judged, Trained
 
     start, teacher = (given and local_folder(str(given)) for given in (start, teacher))
     trial = _trial_config(config, shards, start, teacher, seed, prompts)
