@@ -1,8 +1,12 @@
 """Two ranks under Ray Train against the same loop under torchrun: ``python -m benchmarks.distributed``.
 
-Both train the same trial on two gloo ranks of this machine, in turns, beside the same idle Ray. The speed is
-read off the trial's own curves, from its first report to its last, so that no start-up counts. A third arm
-keeps states as often as they can be kept: what one of them costs is the time it takes beyond the first arm's.
+Both train the same trial on two gloo ranks of this machine. They start together and then take turns of a few
+seconds, the processes of the other one stopped, Ray Train's controller and its helpers with its ranks: a
+shared machine changes its speed within minutes by more than what is to be told apart. The speed is read off the
+trial's own curves, over the time in which it ran. Twice: with all cores for the ranks, and with the first core
+for them and the others for Ray and whatever else runs, as ranks leave cores to spare that train on
+accelerators. A last arm keeps states as often as they can be kept: what one of them costs is the time it takes
+beyond a run that keeps none.
 """
 
 import argparse
@@ -10,10 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
@@ -25,13 +34,21 @@ from atdiff_core.team import Team
 from benchmarks.measuring import machine_line
 from pipeline.cluster import ray_session
 from pipeline.distributed import run_distributed
-from pipeline.records import Assignment, declare, load_record
-from pipeline.trial import Places, run_trial
+from pipeline.places import Places
+from pipeline.records import CURVES, Assignment, declare, load_record
+from pipeline.trial import run_trial
 from search_spaces.demo import space
 from search_spaces.resources import Resources
 
-ROUNDS, MINIBATCHES = 4, 160
+ROUNDS = 3
+MINIBATCHES = {"all cores": 700, "cores to spare": 350}
+"""Of each setting: about as many seconds."""
+STATES = 120
+"""Minibatches of the last arm."""
 RANKS = 2
+TURN_SEC = 3.0
+RAY_PROCESSES = ("RayTrainWorker", "TrainController", "PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")
+"""What belongs to one ``TorchTrainer``."""
 NEVER = 1e9
 
 
@@ -47,59 +64,154 @@ def prepared(work: Path, arm: str, seed: int, minibatches: int, resources: Resou
     return assignment, Places(shards, folder, folder, work / "cache", resources=resources)
 
 
-def minibatches_per_second(assignment: Assignment, places: Places) -> float:
-    """Between the first report and the last."""
-    points = [point for point in load_record(places.folder).curves if "train/loss" in point.values]
-    first, last = points[0], points[-1]
-    done = (last.kpass - first.kpass) / assignment.config.train.kpass_per_minibatch
-    return done / ((last.time_ms - first.time_ms) / 1000)
+def reports(assignment: Assignment, folder: Path) -> list[tuple[float, float]]:
+    """Minibatches done and seconds since 1970 of each report so far."""
+    if not (folder / CURVES).is_file():
+        return []
+    points = [point for point in load_record(folder).curves if "train/loss" in point.values]
+    per_minibatch = assignment.config.train.kpass_per_minibatch
+    return [(point.kpass / per_minibatch, point.time_ms / 1000) for point in points]
 
 
-def under_ray(work: Path, seed: int) -> float:
-    assignment, places = prepared(work, "ray", seed, MINIBATCHES, Resources(checkpoint_sec=NEVER))
-    list(run_distributed(assignment, places))
-    return minibatches_per_second(assignment, places)
+def run_under_ray(assignment: Assignment, places: Places) -> None:
+    for _ in run_distributed(assignment, places):
+        pass
 
 
-def keeping_states(work: Path, seed: int) -> tuple[float, int]:
-    """Its speed under Ray, and the states it kept."""
-    every = Resources(checkpoint_sec=0.0, keep_checkpoints=MINIBATCHES)
-    assignment, places = prepared(work, "states", seed, MINIBATCHES, every)
-    list(run_distributed(assignment, places))
-    return minibatches_per_second(assignment, places), len(list(places.folder.glob("states/**/minibatch-*")))
-
-
-def under_torchrun(work: Path, seed: int) -> float:
+def torchrun(work: Path, setting: str, seed: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    subprocess.run(
-        [*command, "-m", "benchmarks.distributed", "--rank-of", str(work), str(seed)],
-        check=True,
+    return subprocess.Popen(
+        [*command, "-m", "benchmarks.distributed", "--rank-of", str(work), setting, str(seed)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    return minibatches_per_second(*_torchrun_trial(work, seed))
 
 
-def _torchrun_trial(work: Path, seed: int) -> tuple[Assignment, Places]:
-    return prepared(work, "torchrun", seed, MINIBATCHES, Resources(checkpoint_sec=NEVER))
+def _trial(work: Path, arm: str, setting: str, seed: int) -> tuple[Assignment, Places]:
+    return prepared(work, f"{arm}, {setting}", seed, MINIBATCHES[setting], Resources(checkpoint_sec=NEVER))
 
 
-def rank_of_torchrun(work: Path, seed: int) -> None:
+def rank_of_torchrun(work: Path, setting: str, seed: int) -> None:
     """What torchrun runs on each rank."""
     dist.init_process_group("gloo")
-    for _ in run_trial(*_torchrun_trial(work, seed), team=Team(dist.get_rank(), dist.get_world_size())):
+    trial = _trial(work, "torchrun", setting, seed)
+    for _ in run_trial(*trial, team=Team(dist.get_rank(), dist.get_world_size())):
         pass
     dist.barrier()
     dist.destroy_process_group()
 
 
+def keeping_states(work: Path, setting: str, seed: int, every_sec: float) -> tuple[float, int]:
+    """Seconds that a run under Ray takes from its first report to its last, and the states it kept."""
+    resources = Resources(checkpoint_sec=every_sec, keep_checkpoints=STATES)
+    assignment, places = prepared(work, setting, seed, STATES, resources)
+    run_under_ray(assignment, places)
+    told = reports(assignment, places.folder)
+    return told[-1][1] - told[0][1], len(list(places.folder.glob("states/**/minibatch-*")))
+
+
+class Arm:
+    """One of two that take turns.
+
+    Attributes:
+        ran: When it had its turns, in seconds since 1970.
+    """
+
+    def __init__(self, trial: tuple[Assignment, Places], marks: tuple[str, ...]) -> None:
+        """``marks`` are what the command lines of its processes contain."""
+        self._assignment, self._folder, self._marks = trial[0], trial[1].folder, marks
+        self.ran: list[tuple[float, float]] = []
+
+    def processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess):
+                if any(mark in word for word in process.cmdline() for mark in self._marks):
+                    yield process
+
+    def reports(self) -> list[tuple[float, float]]:
+        return reports(self._assignment, self._folder)
+
+    def turn(self, seconds: float) -> None:
+        """Run alone for a while, having been stopped before."""
+        began = time.time()
+        self.resume()
+        time.sleep(seconds)
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        self.ran.append((began, time.time()))
+
+    def resume(self) -> None:
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def minibatches_per_second(self) -> float:
+        """Over its turns."""
+        inside = [each for each in self.reports() if self.ran[0][0] <= each[1] <= self.ran[-1][1]]
+        (first, began), (last, ended) = inside[0], inside[-1]
+        running = sum(max(0.0, min(stop, ended) - max(start, began)) for start, stop in self.ran)
+        return (last - first) / running
+
+
+def speeds(work: Path, setting: str, seed: int) -> tuple[float, float]:
+    """Minibatches per second under Ray Train and under torchrun, in turns."""
+    ours, theirs = (_trial(work, arm, setting, seed) for arm in ("ray", "torchrun"))
+    arms = [Arm(ours, RAY_PROCESSES), Arm(theirs, ("--rank-of",))]
+    training = threading.Thread(target=run_under_ray, args=ours)
+    training.start()
+    with torchrun(work, setting, seed):
+        while not all(arm.reports() for arm in arms):
+            time.sleep(0.5)
+        for arm in arms:
+            arm.turn(0.0)
+            arm.ran.clear()
+        while all(arm.reports()[-1][0] < MINIBATCHES[setting] for arm in arms):
+            for arm in arms:
+                arm.turn(TURN_SEC)
+        for arm in arms:
+            arm.resume()
+    training.join()
+    ray, torchrun_ = (arm.minibatches_per_second() for arm in arms)
+    return ray, torchrun_
+
+
+@contextmanager
+def ranks_on(cores: set[int]) -> Iterator[None]:
+    """Meanwhile all ranks that start, of either kind, run on these cores alone."""
+    over = threading.Event()
+
+    def pin() -> None:
+        while not over.wait(1):
+            for process in psutil.process_iter():
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    if _is_rank(process.cmdline()):
+                        for thread in process.threads():
+                            os.sched_setaffinity(thread.id, cores)
+
+    pinning = threading.Thread(target=pin)
+    pinning.start()
+    try:
+        yield
+    finally:
+        over.set()
+        pinning.join()
+
+
+def _is_rank(command: list[str]) -> bool:
+    under_torchrun = "--rank-of" in command and "torch.distributed.run" not in command
+    return under_torchrun or any("ray::RayTrainWorker" in word for word in command)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rank-of", nargs=2, metavar=("WORK", "SEED"), help=argparse.SUPPRESS)
-    given = parser.parse_args().rank_of
-    if given:
-        rank_of_torchrun(Path(given[0]), int(given[1]))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rank-of", nargs=3, metavar=("WORK", "SETTING", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rank_of:
+        work, setting, seed = arguments.rank_of
+        rank_of_torchrun(Path(work), setting, int(seed))
         return
     os.environ.update({"RAY_worker_niceness": "0"})  # As torchrun's ranks have it.
     with tempfile.TemporaryDirectory() as scratch, ray_session(RANKS):
@@ -107,7 +219,7 @@ def main() -> None:
         for _ in write_shards(mnist_digits(), work / "digits", [8], image_channels=1):
             pass
         rounds = []
-        for seed in range(ROUNDS):
+        for seed in range(arguments.rounds):
             rounds.append(_one_round(work, seed))
             print(f"round {seed + 1}: {rounds[-1]}", flush=True)
     told(rounds)
@@ -115,39 +227,34 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Round:
-    """Minibatches per second of each arm, and the seconds that a kept state took."""
+    """Minibatches per second under Ray Train and under torchrun by setting, and the seconds a kept state took."""
 
-    ray: float
-    torchrun: float
-    states: float
+    speeds: dict[str, tuple[float, float]]
     state_sec: float
 
 
 def _one_round(work: Path, seed: int) -> Round:
-    """Who goes first changes from round to round."""
-    if seed % 2:
-        theirs = under_torchrun(work, seed)
-        ours = under_ray(work, seed)
-    else:
-        ours = under_ray(work, seed)
-        theirs = under_torchrun(work, seed)
-    states, kept = keeping_states(work, seed)
-    return Round(ours, theirs, states, (MINIBATCHES / states - MINIBATCHES / ours) / kept)
+    measured = {}
+    for setting, cores in {"all cores": set(range(os.cpu_count() or 1)), "cores to spare": {0}}.items():
+        with ranks_on(cores):
+            measured[setting] = speeds(work, setting, seed)
+    without, _ = keeping_states(work, "without states", seed, NEVER)
+    with_states, kept = keeping_states(work, "with states", seed, 0.0)
+    return Round(measured, (with_states - without) / kept)
 
 
 def told(rounds: list[Round]) -> None:
     """Print what was measured."""
-    table = Table("arm", "minibatches/s, median (extremes)", title=f"{RANKS} gloo ranks, {machine_line()}")
-    arms = {"TorchTrainer": "ray", "torchrun": "torchrun", "TorchTrainer, all states kept": "states"}
-    for name, field in arms.items():
-        speeds = [getattr(each, field) for each in rounds]
-        table.add_row(name, f"{median(speeds):.2f} ({min(speeds):.2f} to {max(speeds):.2f})")
-    Console(width=120).print(table)
-    ratios = sorted(each.ray / each.torchrun for each in rounds)
+    title = f"{RANKS} gloo ranks, {machine_line()}"
+    table = Table("ranks on", "TorchTrainer, minibatches/s", "torchrun", "ratio, median (extremes)", title=title)
+    for setting in MINIBATCHES:
+        ratios = sorted(each.speeds[setting][0] / each.speeds[setting][1] for each in rounds)
+        medians = [f"{median(each.speeds[setting][arm] for each in rounds):.2f}" for arm in (0, 1)]
+        table.add_row(setting, *medians, f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        print(f"distributed: TorchTrainer over torchrun, {setting} = {median(ratios):.3f} (goal >= 0.99)")
     costs = sorted(each.state_sec for each in rounds)
-    print(f"spread of the ratio over {len(rounds)} rounds: {ratios[0]:.3f} to {ratios[-1]:.3f}")
+    Console(width=120).print(table)
     print(f"seconds a kept state takes: {median(costs):.2f} ({costs[0]:.2f} to {costs[-1]:.2f})")
-    print(f"distributed: throughput of TorchTrainer over torchrun = {median(ratios):.3f} (goal >= 0.99)")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ class Harness:
             raise RuntimeError("MLflow's database could not be made")
         self._whole: dict[int, dict[str, Any]] = {}
 
+    def verdicts(self, moments: Sequence[Moment], seeds: int, jobs: int) -> Iterator[Verdict]:
+        """One for each moment and seed, as they come; ``jobs`` at a time."""
+        tasks = [(moment, seed) for seed in range(seeds) for moment in moments]
+        global _at_work  # Its forks inherit it, with what they remember of sweeps that nobody kills.
+        _at_work = self
+        with get_context("fork").Pool(jobs) as pool:
+            yield from pool.imap_unordered(_verdict, tasks)
+
     def verdict(self, moment: Moment, seed: int) -> Verdict:
         """Kill one sweep, end it, compare it."""
         whole = self._uncut(seed)
@@ -208,9 +217,22 @@ class Harness:
         return f"journal:///{root / 'study.log'}" if self._kind == "journal" else None
 
 
+_at_work: Harness
+
+
+def _verdict(task: tuple[Moment, int]) -> Verdict:
+    return _at_work.verdict(*task)
+
+
 def _preload() -> None:
     """Load here what every fork would load for itself."""
-    for module in ("mlflow.store.tracking.sqlalchemy_store", "alembic.command", "pipeline.report.page"):
+    for module in (
+        "mlflow.store.tracking.sqlalchemy_store",
+        "alembic.command",
+        "pipeline.report.page",
+        "pipeline.inline",
+        "torchmetrics.image.kid",
+    ):
         import_module(module)
     feature_network("efflite0_64")
     UNet(resolution=8, channels=(8, 16)).build()
@@ -228,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--storage", choices=["sqlite", "journal"], default="sqlite")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="killed sweeps at a time")
     parser.add_argument("--moments", default="", help="only those whose name contains this")
     given = parser.parse_args(arguments)
     chosen = [moment for moment in MOMENTS if given.moments in moment.name]
@@ -235,14 +258,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verdicts = []
     with tempfile.TemporaryDirectory() as scratch:
         harness = Harness(Path(scratch), given.storage)
-        for moment in chosen:
-            for seed in range(given.seeds):
-                verdicts.append(harness.verdict(moment, seed))
-                said = "; ".join(verdicts[-1].complaints) or "killed, and whole again"
-                print(f"{moment.name}, seed {seed}: {said}", flush=True)
+        for verdict in harness.verdicts(chosen, given.seeds, given.jobs):
+            verdicts.append(verdict)
+            said = "; ".join(verdict.complaints) or "killed, and whole again"
+            print(f"{verdict.moment.name}, seed {verdict.seed}: {said}", flush=True)
     table = Table("moment of death", "kills", "whole again", title=f"{machine_line()}; {given.storage}")
     for moment in chosen:
-        here = [verdict for verdict in verdicts if verdict.moment is moment]
+        here = [verdict for verdict in verdicts if verdict.moment == moment]
         whole = sum(not verdict.complaints for verdict in here)
         table.add_row(moment.name, str(sum(verdict.killed for verdict in here)), f"{whole} of {len(here)}")
     Console(width=110).print(table)
