@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from minibatches import joined, same
 from waiting import wait_until
 
-from atdiff_core.data.batch import Request
-from atdiff_core.data.prefetching import BATCHES_AHEAD, Made, Minibatches, Slots
+from atdiff_core.data.batch import Batch, Request
+from atdiff_core.data.prefetching import BATCHES_AHEAD, BATCHES_OUT, Made, Minibatches, Slots
 from atdiff_core.data.stream import ShardSet, open_shards
 
 
@@ -38,32 +38,39 @@ def test_workers_at_any_pace_give_the_same_minibatches(
     data: st.DataObject,
 ) -> None:
     """All that the processes do, without them: each has opened the set anew and makes its minibatches in their order,
-    as soon as they are asked for or as late as can be."""
+    as soon as they are asked for or as late as can be. Whoever holds on to minibatches finds them unchanged."""
     rank, world_size = part
     request = Request(seed, 6, rank, world_size)
     asked_ahead = workers * BATCHES_AHEAD
-    slots = Slots(asked_ahead + 1, *digits_8px.content_of(6 // world_size))
+    slots = Slots(asked_ahead + BATCHES_OUT, *digits_8px.content_of(6 // world_size))
     opened = [open_shards(digits_8px.path, memory_bytes=2**30 * in_memory) for _ in range(workers)]
     makers = [Minibatches(shards, request, slots) for shards in opened]
-    asked = [deque(range(first + worker, first + asked_ahead, workers)) for worker in range(workers)]
+    asked: list[deque[tuple[int, int]]] = [deque() for _ in range(workers)]
     made: dict[int, Made] = {}
+    held: deque[tuple[Batch, Batch]] = deque(maxlen=data.draw(st.integers(1, 5)))
+
+    def ask(number: int) -> None:
+        asked[(number - first) % workers].append((number, slots.lend()))
 
     def work() -> None:
         busy = [worker for worker in range(workers) if asked[worker]]
         worker = data.draw(st.sampled_from(busy))
-        number = asked[worker].popleft()
-        found = makers[worker][number]
+        number, slot = asked[worker].popleft()
+        found = makers[worker][number, slot]
         assert isinstance(found, Made)
         made[number] = found
 
     alone = digits_8px.batches(seed=seed, batch_size=6, first=first, rank=rank, world_size=world_size)
+    for number in range(first, first + asked_ahead):
+        ask(number)
     for number in range(first, first + 12):
         while number not in made:
             work()
-        asked[(number - first) % workers].append(number + asked_ahead)  # Before the minibatch is handed out.
+        ask(number + asked_ahead)  # Before the minibatch is handed out.
         for _ in range(data.draw(st.integers(0, min(2, sum(map(len, asked)))))):
             work()
-        assert same(made.pop(number).batch(slots[number], request.positions(number)), next(alone))
+        held.append((made.pop(number).batch(slots, request.positions(number)), next(alone)))
+        assert all(same(ours, theirs) for ours, theirs in held)
 
 
 @pytest.mark.slow

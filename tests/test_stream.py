@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minibatches import joined, same
 
 from atdiff_core.data import recently_used
-from atdiff_core.data.decoding import SampleDecoder
+from atdiff_core.data.decoding import Array, SampleDecoder
 from atdiff_core.data.index import load_index
 from atdiff_core.data.order import Layout, Places, SampleOrder
 from atdiff_core.data.recently_used import RecentlyUsed
@@ -201,9 +201,9 @@ class TestBatches:
         decoded = []
         original = SampleDecoder.decoded
 
-        def noted(decoder: SampleDecoder, content: bytes, extension: str) -> object:
+        def noted(decoder: SampleDecoder, content: bytes, extension: str, out: Array | None = None) -> object:
             decoded.append(extension)
-            return original(decoder, content, extension)
+            return original(decoder, content, extension, out)
 
         monkeypatch.setattr(SampleDecoder, "decoded", noted)
         assert len(keys(open_shards(folder), NUM_SAMPLES, batch_size=4)) == 4 * NUM_SAMPLES

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from safetensors.torch import load
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.data.resize import MAX_PIXELS, MODES, resized
@@ -21,6 +22,12 @@ PICTURES: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "webp": WebPImagePlugin.WebPImageFile,
 }
 """Pillow's decoder by extension: the bytes of a member never choose one."""
+JPEGS = ("jpg", "jpeg")
+JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
+"""As which mode Pillow opens a JPEG of each colour space."""
+COLOURS = {"L": "GRAY", "RGB": "RGB"}
+"""What simplejpeg calls the modes."""
+Array = NDArray[np.uint8] | NDArray[np.float32]
 LATENT = "latent"
 LATENT_TYPES = (torch.float32, torch.bfloat16)
 
@@ -42,13 +49,22 @@ class SampleDecoder:
         """uint8 for pictures, float32 for latents."""
         return torch.uint8 if self.index.latents is None else torch.float32
 
-    def decoded(self, content: bytes, extension: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    def decoded(self, content: bytes, extension: str, out: Array | None = None) -> Array:
         """A picture or a latent, of ``shape``.
+
+        Args:
+            out: Where it is written; what it held is lost even if it cannot be decoded. New memory without it.
 
         Raises:
             ValueError: If it is damaged, or another thing than the index says.
         """
-        return self._pixels(content, extension) if extension in PICTURES else self._latent(content)
+        if extension in JPEGS and self.index.prepared:
+            return self._jpeg(content, extension, out)
+        found = self._pixels(content, extension) if extension in PICTURES else self._latent(content)
+        if out is None:
+            return found
+        out[...] = found
+        return out
 
     def label(self, content: bytes | None) -> int:
         """Number of the class in a ``cls`` member; 0 where the set has no classes."""
@@ -71,10 +87,27 @@ class SampleDecoder:
         lines = text.splitlines() if self.index.captions.layout == "lines" else [text]
         return tuple(line.strip() for line in lines if line.strip())
 
+    @property
+    def _wanted(self) -> tuple[int, int, str]:
+        """Width, height and mode of every picture of a prepared set."""
+        return self.index.resolution, self.index.resolution, MODES[self.index.image_channels]
+
+    def _jpeg(self, content: bytes, extension: str, out: Array | None) -> Array:
+        """``[height, width, channels]``: Pillow's pixels to the last bit, in a third of its time for small ones."""
+        wanted = self._wanted
+        try:
+            height, width, space, _ = decode_jpeg_header(content)
+            found = (width, height, JPEG_MODES[space])
+            if found == wanted:
+                pixels: Array = decode_jpeg(content, COLOURS[wanted[2]], buffer=out)
+                return pixels
+        except Exception as error:  # As below.
+            raise ValueError(f"not a readable {extension.upper()} ({error})") from error
+        raise ValueError(f"width, height and mode are {found}, the index says {wanted}")
+
     def _pixels(self, content: bytes, extension: str) -> NDArray[np.uint8]:
         """``[height, width, channels]``."""
-        side, channels = self.index.resolution, self.index.image_channels
-        wanted = (side, side, MODES[channels])
+        side, channels, wanted = self.index.resolution, self.index.image_channels, self._wanted
         try:
             image = PICTURES[extension](io.BytesIO(content))
             found = (*image.size, image.mode)  # Known before decoding: no bomb ever goes off.

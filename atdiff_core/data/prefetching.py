@@ -10,8 +10,11 @@ from math import prod
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,48 +25,68 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 3
 """Of each worker."""
+BATCHES_OUT = 3
+"""Slots beside those that are worked on: the minibatch handed out, the one before it, and the next to be asked for."""
 
 Item = TypeVar("Item")
 
 
 class Slots:
-    """Memory of all processes that the workers decode into: what is large is neither pickled nor sent.
+    """Memory of all processes that the workers decode into: what is large is neither pickled, sent nor copied.
 
-    The minibatches take turns. One that has been asked for keeps its slot until ``len`` further ones
-    have been.
+    A minibatch is lent a slot when it is asked for. The slot is free again when nothing refers to its content.
     """
 
     def __init__(self, length: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """``shape`` and ``dtype`` are those of the content of a rank's part of a minibatch."""
-        self._shape, self._dtype = (length, *shape), dtype
-        num_bytes = prod(self._shape) * dtype.itemsize
-        self._memory: Array[c_ubyte] = fork_server().RawArray(c_ubyte, num_bytes)
+        self._shape, self._dtype = shape, dtype
+        self._slot_bytes = prod(shape) * dtype.itemsize
+        self._memory: Array[c_ubyte] = fork_server().RawArray(c_ubyte, length * self._slot_bytes)
+        self._free = list(range(length))
 
-    def __len__(self) -> int:
-        return self._shape[0]
+    def __getitem__(self, slot: int) -> Tensor:
+        """Where the content of a minibatch is written."""
+        return self._content(self._part(slot))
 
-    def __getitem__(self, number: int) -> Tensor:
-        """The slot of a minibatch."""
-        return torch.frombuffer(self._memory, dtype=self._dtype).view(self._shape)[number % len(self)]
+    def lend(self) -> int:
+        """A free slot."""
+        return self._free.pop()
+
+    def taken(self, slot: int) -> Tensor:
+        """The content of a minibatch that is handed out; a copy if somebody holds so many that no slot is free."""
+        if not self._free:
+            self._free.append(slot)
+            return self[slot].clone()
+        part = self._part(slot)
+        finalize(part, self._free.append, slot).atexit = False
+        return self._content(part)
+
+    def _part(self, slot: int) -> NDArray[np.uint8]:
+        return np.frombuffer(memoryview(self._memory), np.uint8, self._slot_bytes, slot * self._slot_bytes)
+
+    def _content(self, part: NDArray[np.uint8]) -> Tensor:
+        """Its memory refers to ``part`` for as long as any tensor refers to it."""
+        return torch.frombuffer(part, dtype=self._dtype).view(self._shape)
 
 
 @dataclass(frozen=True)
 class Made:
     """A minibatch whose content lies in its slot."""
 
+    slot: int
     labels: list[int]
     captions: list[str]
     numbers: list[int]
     keys: list[str]
 
-    def batch(self, slot: Tensor, positions: range) -> Batch:
-        """Take it out of the slot, which is then free."""
+    def batch(self, slots: Slots, positions: range) -> Batch:
+        """Take it out of its slot."""
         labels = torch.tensor(self.labels, dtype=torch.int64)
-        return Batch(slot.clone(), labels, self.captions, list(positions), self.numbers, self.keys)
+        return Batch(slots.taken(self.slot), labels, self.captions, list(positions), self.numbers, self.keys)
 
 
 class Minibatches(Dataset[Made | ValueError]):
-    """Minibatches by number; a mistake is a result, for it must arrive as it was raised."""
+    """Minibatches by number and slot; a mistake is a result, for it must arrive as it was raised."""
 
     def __init__(self, shards: "ShardSet", request: Request, slots: Slots) -> None:
         self._open, self._arguments = shards.__reduce__()
@@ -71,15 +94,16 @@ class Minibatches(Dataset[Made | ValueError]):
         self._environment = dict(os.environ)  # The fork server has that of the time when it started.
         self._shards: ShardSet | None = None
 
-    def __getitem__(self, number: int) -> Made | ValueError:
+    def __getitem__(self, asked: tuple[int, int]) -> Made | ValueError:
+        number, slot = asked
         try:
             if self._shards is None:
                 os.environ.update(self._environment)
                 self._shards = self._open(*self._arguments)
-            batch = self._shards.batch(self._request, number, self._slots[number])
+            batch = self._shards.batch(self._request, number, self._slots[slot])
         except (ValueError, OSError) as error:
             return ValueError(str(error))
-        return Made(batch.labels.tolist(), batch.captions, batch.numbers, batch.keys)
+        return Made(slot, batch.labels.tolist(), batch.captions, batch.numbers, batch.keys)
 
 
 def prefetched(shards: "ShardSet", request: Request, *, first: int, workers: int) -> Generator[Batch]:
@@ -91,12 +115,11 @@ def prefetched(shards: "ShardSet", request: Request, *, first: int, workers: int
     Raises:
         ValueError: While iterating, what reading a minibatch raised; or if a worker has died.
     """
-    # As many as are asked for ahead, and the one that is handed out.
-    slots = Slots(workers * BATCHES_AHEAD + 1, *shards.content_of(len(request.positions(0))))
+    slots = Slots(workers * BATCHES_AHEAD + BATCHES_OUT, *shards.content_of(len(request.positions(0))))
     loader = DataLoader(
         Minibatches(shards, request, slots),
         batch_size=None,
-        sampler=count(first),
+        sampler=((number, slots.lend()) for number in count(first)),
         num_workers=workers,
         prefetch_factor=BATCHES_AHEAD,
         collate_fn=_as_it_is,
@@ -115,7 +138,7 @@ def prefetched(shards: "ShardSet", request: Request, *, first: int, workers: int
                 ) from error
             if isinstance(made, ValueError):
                 raise made
-            yield made.batch(slots[number], request.positions(number))
+            yield made.batch(slots, request.positions(number))
     finally:
         del arrivals  # Ends the workers.
 

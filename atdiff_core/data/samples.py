@@ -1,16 +1,15 @@
 """Single samples of a set, each at the cost of one range read and one decoding."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from atdiff_core.data.decoding import SampleDecoder
+from atdiff_core.data.decoding import Array, SampleDecoder
 from atdiff_core.data.index import ShardIndex
 from atdiff_core.data.members import ABSENT, Integers, MemberTable
 from atdiff_core.data.order import Places
@@ -26,10 +25,9 @@ READ_TOGETHER = 32
 CONTENTS = (*IMAGE_EXTENSIONS, LATENT_EXTENSION)
 
 
-class Sample(NamedTuple):
-    """What one sample holds: a picture or a latent, its label, all its captions."""
+class Annotation(NamedTuple):
+    """What a sample has beside its content: its label, all its captions."""
 
-    content: NDArray[np.uint8] | NDArray[np.float32]
     label: int
     captions: tuple[str, ...]
 
@@ -100,15 +98,13 @@ class SampleReader:
             content = torch.empty(shape, dtype=dtype)
         if self._memory is not None:
             new = {number: place for number, place in zip(numbers, where, strict=True) if not self._memory.has(number)}
-            for number, sample in zip(new, self._samples(list(new.values())), strict=True):
-                self._memory.keep(number, sample)
+            decoded = self._decoded(list(new.values()), self._memory.places(new))
+            for number, annotation in zip(new, decoded, strict=True):
+                self._memory.keep(number, annotation)
             return self._memory.samples(numbers, keys, content)
-        labels, captions, array = [], [], content.numpy()
-        for place, (pixels, label, texts) in enumerate(self._samples(where)):
-            array[place] = pixels
-            labels.append(label)
-            captions.append(texts)
-        return Samples(content, torch.tensor(labels, dtype=torch.int64), captions, keys, numbers)
+        annotations = list(self._decoded(where, content.numpy()))
+        labels = torch.tensor([each.label for each in annotations], dtype=torch.int64)
+        return Samples(content, labels, [each.captions for each in annotations], keys, numbers)
 
     def captions_at(self, places: Places) -> list[tuple[str, ...]]:
         """All captions of the samples at some places; their pictures are not read.
@@ -130,18 +126,18 @@ class SampleReader:
         except ValueError as error:
             raise ValueError(f"{self._named(shard, row, first + start)}: {error}") from error
 
-    def _samples(self, where: list[tuple[int, int]]) -> Iterator[Sample]:
-        """The samples in some rows of some shards.
+    def _decoded(self, where: list[tuple[int, int]], contents: Iterable[Array]) -> Iterator[Annotation]:
+        """Decode the samples in some rows of some shards, each into its place.
 
         A few are read and checked, then they are decoded: one by one, reading would drive decoding
         out of the processor's caches every time.
         """
-        lines = {shard: self._lines(shard).of for shard in {shard for shard, _ in where}}
+        lines, places = {shard: self._lines(shard).of for shard in {shard for shard, _ in where}}, iter(contents)
         for start in range(0, len(where), READ_TOGETHER):
             together = [(shard, row, lines[shard][row].tolist()) for shard, row in where[start : start + READ_TOGETHER]]
-            encoded = [self._members(*place) for place in together]
-            for place, members in zip(together, encoded, strict=True):
-                yield self._decoded(*place, members)
+            encoded = [self._members(*sample) for sample in together]
+            for sample, members in zip(together, encoded, strict=True):
+                yield self._decode(*sample, members, next(places))
 
     def _members(self, shard: int, row: int, line: list[int]) -> list[bytes | None]:
         """Content, label and captions of a sample as they were indexed; ``line`` as in ``_Lines``."""
@@ -157,11 +153,11 @@ class SampleReader:
             members.append(member)
         return members
 
-    def _decoded(self, shard: int, row: int, line: list[int], members: list[bytes | None]) -> Sample:
+    def _decode(self, shard: int, row: int, line: list[int], members: list[bytes | None], out: Array) -> Annotation:
         content, label, text = members
-        decoder, extension = self._decoder, CONTENTS[line[0]]
         try:
-            return Sample(decoder.decoded(content or b"", extension), decoder.label(label), decoder.captions(text))
+            self._decoder.decoded(content or b"", CONTENTS[line[0]], out)
+            return Annotation(self._decoder.label(label), self._decoder.captions(text))
         except ValueError as error:
             raise ValueError(f"{self._named(shard, row, line[1] + line[3])}: {error}") from error
 
@@ -229,11 +225,15 @@ class _Memory:
     def has(self, number: int) -> bool:
         return bool(self._filled[number])
 
-    def keep(self, number: int, sample: Sample) -> None:
-        self._array[number] = sample.content
-        self._labels[number] = sample.label
-        if sample.captions:
-            self._captions[number] = sample.captions
+    def places(self, numbers: Iterable[int]) -> Iterator[Array]:
+        """Where the content of each of some samples belongs."""
+        return (self._array[number] for number in numbers)
+
+    def keep(self, number: int, annotation: Annotation) -> None:
+        """Remember that the content of a sample is in its place, and what is beside it."""
+        self._labels[number] = annotation.label
+        if annotation.captions:
+            self._captions[number] = annotation.captions
         self._filled[number] = 1
 
     def samples(self, numbers: list[int], keys: list[str], content: Tensor) -> Samples:
