@@ -48,7 +48,7 @@ MOMENTS = (
     Moment("after the key, before the folder", "after", "pipeline.keyed_study:KeyedStudy.enrol"),
     Moment("after the folder, before training", "after", "pipeline.inline:declare", 2),
     Moment("in the middle of training", "after", "pipeline.trial:append_curve", 9, 7),
-    Moment("during an evaluation", "after", "atdiff_core.metrics.evaluation:features_of", 5, 3),
+    Moment("during an evaluation", "after", "atdiff_core.metrics.evaluation:features_of", 5, 2),
     Moment("during a checkpoint", "after", "atdiff_core.checkpoints:save_file", step=1),
     Moment("before the first report", "before", "pipeline.study:StudyProgramme.report"),
     Moment("after a report, before its decision", "after", "pipeline.keyed_study:KeyedStudy.report"),

@@ -47,6 +47,7 @@ from search_spaces.domains import ReachDomains, choice, log_range
 from search_spaces.space import Phase, Replication, Space, Stopping
 
 NAME = "killed"
+SEEDS_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,11 @@ class Harness:
         self._whole: dict[int, dict[str, Any]] = {}
 
     def verdicts(self, moments: Sequence[Moment], seeds: int, jobs: int) -> Iterator[Verdict]:
-        """One for each moment and seed, as they come; ``jobs`` at a time."""
-        tasks = [(moment, seed) for seed in range(seeds) for moment in moments]
+        """One for each moment and seed, as they come; ``jobs`` at a time.
+
+        Where the moment never comes, say because no trial of that seed is stopped, another seed takes its place.
+        """
+        tasks = [(moment, range(seed, SEEDS_TRIED * seeds, seeds)) for seed in range(seeds) for moment in moments]
         global _at_work  # Its forks inherit it, with what they remember of sweeps that nobody kills.
         _at_work = self
         with get_context("fork").Pool(jobs) as pool:
@@ -220,8 +224,13 @@ class Harness:
 _at_work: Harness
 
 
-def _verdict(task: tuple[Moment, int]) -> Verdict:
-    return _at_work.verdict(*task)
+def _verdict(task: tuple[Moment, Sequence[int]]) -> Verdict:
+    moment, seeds = task
+    for seed in seeds:
+        verdict = _at_work.verdict(moment, seed)
+        if verdict.killed:
+            break
+    return verdict
 
 
 def _preload() -> None:
