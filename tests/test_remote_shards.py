@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fsspec.registry import _registry
 from waiting import wait_until
 
 from atdiff_core.data import shard_files
@@ -144,6 +145,7 @@ def test_a_server_that_only_fails_is_given_up_with_its_last_words(faults: Faults
 
 def test_a_store_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)  # It may have been opened before.
     with pytest.raises(ValueError, match=r"gs:// addresses need gcsfs; run: pip install gcsfs"):
         open_shards("gs://sets/noise/16px")
 

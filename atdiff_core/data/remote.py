@@ -1,5 +1,6 @@
 """Files in an object store or on a web server, read in byte ranges; every read is tried again."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Patience:
     """How long to insist.
 
     Attributes:
-        attempts: Reads of the same bytes before giving up.
+        attempts: Reads of the same bytes before giving up; of ``gs://`` gcsfs makes six of each.
         timeout_sec: Silence of the server after which an attempt has failed.
         first_delay_sec: Before the second attempt; doubled for each further one, and spread by a
             random half, so that many workers do not come back at once.
@@ -95,21 +96,22 @@ def _file_system(scheme: Scheme, timeout_sec: float) -> Any:
 
     options: dict[str, Any] = {}
     try:
-        if scheme in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            options = {
-                "client_kwargs": {"timeout": ClientTimeout(None, sock_connect=timeout_sec, sock_read=timeout_sec)}
-            }
-        elif scheme == "s3":
+        if scheme == "s3":
             once = {"max_attempts": 0}  # The attempts are ours: theirs know no stalls.
             options = {"config_kwargs": {"connect_timeout": timeout_sec, "read_timeout": timeout_sec, "retries": once}}
+        else:
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(None, sock_connect=timeout_sec, sock_read=timeout_sec)
+            options = {"requests_timeout": timeout} if scheme == "gs" else {"client_kwargs": {"timeout": timeout}}
         system = fsspec.filesystem(scheme, **options)
     except ImportError:
         package = PACKAGES[scheme]
         raise ValueError(f"{scheme}:// addresses need {package}; run: pip install {package}") from None
     if scheme == "s3":
         system.retries = 1
+    if scheme == "gs":
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # Prints a traceback before it raises the same error.
     return system
 
 
