@@ -124,7 +124,7 @@ class Arm:
         self.ran: list[tuple[float, float]] = []
 
     def processes(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
+        for process in psutil.Process().children(recursive=True):  # Never those of another Ray.
             with suppress(psutil.NoSuchProcess):
                 if any(mark in word for word in process.cmdline() for mark in self._marks):
                     yield process
@@ -164,14 +164,16 @@ def speeds(work: Path, setting: str, seed: int) -> tuple[float, float]:
     with torchrun(work, setting, seed):
         while not all(arm.reports() for arm in arms):
             time.sleep(0.5)
-        for arm in arms:
-            arm.turn(0.0)
-            arm.ran.clear()
-        while all(arm.reports()[-1][0] < MINIBATCHES[setting] for arm in arms):
+        try:
             for arm in arms:
-                arm.turn(TURN_SEC)
-        for arm in arms:
-            arm.resume()
+                arm.turn(0.0)
+                arm.ran.clear()
+            while all(arm.reports()[-1][0] < MINIBATCHES[setting] for arm in arms):
+                for arm in arms:
+                    arm.turn(TURN_SEC)
+        finally:
+            for arm in arms:
+                arm.resume()
     training.join()
     ray, torchrun_ = (arm.minibatches_per_second() for arm in arms)
     return ray, torchrun_
@@ -184,7 +186,7 @@ def ranks_on(cores: set[int]) -> Iterator[None]:
 
     def pin() -> None:
         while not over.wait(1):
-            for process in psutil.process_iter():
+            for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess, ProcessLookupError):
                     if _is_rank(process.cmdline()):
                         for thread in process.threads():

@@ -87,9 +87,8 @@ class _Attempt(threading.Thread):
 
 
 def _on_rank(config: dict[str, Any]) -> None:
-    from pipeline.ranks import (
-        train_on_rank,  # Takes seconds: Ray Train's controller, which never trains, does not wait.
-    )
+    # Takes seconds, which Ray Train's controller, who carries this function but never trains, need not wait.
+    from pipeline.ranks import train_on_rank
 
     train_on_rank(config)
 
