@@ -1,9 +1,11 @@
 """An Optuna study whose trials are found by trial key, so that nothing is asked, told or queued twice."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -19,8 +21,24 @@ QUEUED, STAYS, FAILURES = "queued", "stays", "failures"
 Drawn = Callable[[Suggest], Point]
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A point that nobody has decided on yet.
+
+    Attributes:
+        trial: Optuna's, where its sampler was asked for the point; not written yet without it.
+        label: What the point is called where it was not the sampler that chose it.
+        distributions: Of its names, as Optuna keeps them; needed where it is not written yet.
+    """
+
+    point: Point
+    trial: optuna.Trial | None = None
+    label: str = ""
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+
+
 class KeyedStudy:
-    """A study with one driver, whose index of keys is read once and kept up to date.
+    """A study with one driver, read once: everything known of it is kept up to date with what is written.
 
     Attributes:
         assignments: What every keyed trial is, by key, in the order of their numbers.
@@ -37,88 +55,117 @@ class KeyedStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = _open_study(name, storage, declaration, sampler)
         self.assignments: dict[str, Assignment] = {}
-        self._ids: dict[str, int] = {}
+        self._storage = self.study._storage
+        self._trials: dict[str, FrozenTrial] = {}
         self._unkeyed: list[FrozenTrial] = []
-        self._queued: set[str] = set()
-        for trial in self.study.get_trials(deepcopy=False):
+        self._labels: set[str] = set()
+        for trial in self.study.get_trials():
             if QUEUED in trial.user_attrs:
-                self._queued.add(trial.user_attrs[QUEUED])
+                self._labels.add(trial.user_attrs[QUEUED])
             if KEY in trial.user_attrs:
-                self._remember(trial._trial_id, assignment_of(trial))
+                self._remember(trial, assignment_of(trial))
             elif trial.state == TrialState.RUNNING:
                 self._unkeyed.append(trial)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that have a key, by number; not to be changed."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if KEY in trial.user_attrs]
+        return list(self._trials.values())
 
     def trial(self, key: str) -> FrozenTrial:
-        """The trial as it stands now."""
-        return self.study._storage.get_trial(self._ids[key])
+        """The trial as it stands now; not to be changed."""
+        return self._trials[key]
 
-    def enqueue_once(self, points: Iterable[tuple[str, Point]]) -> None:
-        """Queue points to be asked for before the sampler is; a label that was queued ever is left alone."""
-        for label, point in points:
-            if label not in self._queued:
-                self.study.enqueue_trial(dict(point), user_attrs={QUEUED: label})
-                self._queued.add(label)
+    def was_labelled(self, label: str) -> bool:
+        """Whether a point of this label was ever written."""
+        return label in self._labels
 
-    def ask(self, drawn: Drawn) -> tuple[optuna.Trial, Point]:
-        """A new trial and its point; one whose asking was cut short by a kill is asked to its end first."""
-        trial = self._begun()
+    def enqueue(self, label: str, point: Point) -> None:
+        """Have the sampler asked next for the rest of a point."""
+        self.study.enqueue_trial(dict(point), user_attrs={QUEUED: label})
+        self._labels.add(label)
+
+    def ask(self, drawn: Drawn) -> Proposal:
+        """The sampler's next point; one whose asking was cut short by a kill is asked to its end first."""
+        trial = optuna.Trial(self.study, self._unkeyed.pop(0)._trial_id) if self._unkeyed else self.study.ask()
 
         def suggest(name: str, domain: Domain) -> Any:
             return trial._suggest(name, distribution_of(domain))
 
-        return trial, drawn(suggest)
+        return Proposal(drawn(suggest), trial)
 
-    def enrol(self, assignment: Assignment, trial: optuna.Trial | None = None) -> Assignment:
-        """Give a trial its key, a new one where none was asked for; from now on it is found."""
-        trial = trial or self._begun()
+    def enrol(self, assignment: Assignment, proposal: Proposal | None = None) -> Assignment:
+        """Give a trial its key; from now on it is found.
+
+        A trial that is not written yet is written at once with all it has, or not at all.
+        """
+        attributes = {ROLE: assignment.role, CONFIG: assignment.config.model_dump(mode="json"), KEY: assignment.key}
         if assignment.role != "search":
-            trial.set_user_attr(OF, assignment.of)
-        trial.set_user_attr(ROLE, assignment.role)
-        trial.set_user_attr(CONFIG, assignment.config.model_dump(mode="json"))
-        trial.set_user_attr(KEY, assignment.key)  # Last: a trial with a key is whole.
-        self._remember(trial._trial_id, assignment)
+            attributes = {OF: assignment.of, **attributes}
+        if proposal and proposal.trial:
+            for name, value in attributes.items():  # The key last: a trial with a key is whole.
+                proposal.trial.set_user_attr(name, value)
+            trial_id = proposal.trial._trial_id
+        else:
+            trial_id = self._create(TrialState.RUNNING, proposal, attributes)
+        self._remember(self._storage.get_trial(trial_id), assignment)
         return assignment
 
-    def discard(self, trial: optuna.Trial, reason: str, violations: Mapping[str, float] | None = None) -> None:
-        """End a trial that nobody will run; what it violates is told to the sampler."""
+    def discard(self, proposal: Proposal, reason: str, violations: Mapping[str, float] | None = None) -> None:
+        """End a point that nobody will run; what it violates is told to the sampler."""
+        state = TrialState.PRUNED if violations else TrialState.FAIL
+        if proposal.trial is None:
+            self._create(state, proposal, {DISCARDED: reason}, violations)
+            return
         for name, value in (violations or {}).items():
-            trial.set_constraint(name, value)
-        trial.set_user_attr(DISCARDED, reason)
-        self.study.tell(trial, state=TrialState.PRUNED if violations else TrialState.FAIL)
+            proposal.trial.set_constraint(name, value)
+        proposal.trial.set_user_attr(DISCARDED, reason)
+        self.study.tell(proposal.trial, state=state)
 
     def running(self) -> list[Assignment]:
         """Trials that were asked for and not yet told."""
-        states = (TrialState.RUNNING,)
-        trials = self.study.get_trials(deepcopy=False, states=states)
-        return [self.assignments[trial.user_attrs[KEY]] for trial in trials if KEY in trial.user_attrs]
+        return [self.assignments[key] for key, trial in self._trials.items() if trial.state == TrialState.RUNNING]
 
-    def report(self, key: str, step: int, metric: float) -> FrozenTrial:
-        """Record an intermediate value; a step already recorded is left alone. The trial as it was before."""
-        trial = self.trial(key)
+    def report(self, key: str, step: int, metric: float) -> None:
+        """Record an intermediate value; a step already recorded is left alone."""
+        trial = self._trials[key]
         if step not in trial.intermediate_values and not trial.state.is_finished():
-            self.study._storage.set_trial_intermediate_value(self._ids[key], step, metric)
-        return trial
+            self._storage.set_trial_intermediate_value(trial._trial_id, step, metric)
+            trial.intermediate_values[step] = metric
 
     def note(self, key: str, name: str, value: Any) -> None:
         """Set an attribute of a trial that still runs."""
-        self.study._storage.set_trial_user_attr(self._ids[key], name, value)
+        trial = self._trials[key]
+        self._storage.set_trial_user_attr(trial._trial_id, name, value)
+        trial.set_user_attr(name, value)
 
     def tell(self, key: str, state: TrialState, value: float | None = None) -> None:
         """End a trial; one that has ended is left alone."""
-        trial = self.trial(key)
+        trial = self._trials[key]
         if not trial.state.is_finished():
-            self.study.tell(trial.number, value, state=state)
+            self._trials[key] = self.study.tell(trial.number, value, state=state)
 
-    def _begun(self) -> optuna.Trial:
-        """A trial without a key: one that a kill left so, or a new one."""
-        return optuna.Trial(self.study, self._unkeyed.pop(0)._trial_id) if self._unkeyed else self.study.ask()
+    def _create(
+        self,
+        state: TrialState,
+        proposal: Proposal | None,
+        attributes: dict[str, Any],
+        violations: Mapping[str, float] | None = None,
+    ) -> int:
+        """Write a trial in one transaction; its id."""
+        if proposal and proposal.label:
+            attributes = attributes | {QUEUED: proposal.label}
+            self._labels.add(proposal.label)
+        template = optuna.trial.create_trial(
+            state=state,
+            params=dict(proposal.point) if proposal else None,
+            distributions=dict(proposal.distributions) if proposal else None,
+            user_attrs=attributes,
+            constraints=dict(violations) if violations else None,
+        )
+        return self._storage.create_new_trial(self.study._study_id, template)
 
-    def _remember(self, trial_id: int, assignment: Assignment) -> None:
-        self._ids[assignment.key] = trial_id
+    def _remember(self, trial: FrozenTrial, assignment: Assignment) -> None:
+        self._trials[assignment.key] = trial
         self.assignments[assignment.key] = assignment
 
 

@@ -19,12 +19,13 @@ from atdiff_core.controls import replay_control
 from atdiff_core.perturbations import FreeAT
 from pipeline.guide import Guide, SearchOutcome, Taught, effects_in
 from pipeline.halving import goes_on
-from pipeline.keyed_study import FAILURES, QUEUED, STAYS, KeyedStudy
+from pipeline.keyed_study import FAILURES, QUEUED, STAYS, KeyedStudy, Proposal
 from pipeline.lease import Lease
-from pipeline.proposals import sampler_of, spread_points
+from pipeline.proposals import distributions_of, sampler_of, spread_points
 from pipeline.records import Assignment, rung_kpass
 from pipeline.repetition import planned_repetitions, repeated
 from pipeline.storage import open_storage, reaching_storage
+from search_spaces.domains import Point
 from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
@@ -72,7 +73,7 @@ class StudyProgramme:
         self._search = KeyedStudy(name, storage, declaration, sampler_of(space, self.resolution))
         self._lease = Lease(self._search.study)
         self._extras = KeyedStudy(f"{name}/controls", storage, declaration)
-        self._enqueue_spread()
+        self._spread = self._declared_spread()
         # A dead driver's trials go on under their keys, from their checkpoints.
         self._waiting = [*self._extras.running(), *self._search.running()]
         self._open_keys = {assignment.key for assignment in self._waiting}
@@ -132,7 +133,8 @@ class StudyProgramme:
         if not math.isfinite(metric):
             return True  # The trial fails by itself.
         study = self._find(key)
-        trial = study.report(key, round(kpass * 1000), metric)
+        study.report(key, round(kpass * 1000), metric)
+        trial = study.trial(key)
         assignment = study.assignments[key]
         rung = rung_kpass(assignment.config)
         at_rung = rung is not None and round(kpass * 1000) == round(rung * 1000)
@@ -178,14 +180,14 @@ class StudyProgramme:
         self._open_keys.add(assignment.key)
         return assignment
 
-    def _enqueue_spread(self) -> None:
-        """Queue the spread of the trials asked for at the start; an extension has the searcher choose.
+    def _declared_spread(self) -> list[Proposal]:
+        """The spread of the trials asked for at the start, where it was not tried yet; an extension is sampled.
 
-        A guided study queues its points one by one, when their turn comes.
+        A guided study spreads its points one by one, when their turn comes.
         """
         if self._guide.guides:
             self._search.study.set_user_attr("taught", self._guide.declaration())
-            return
+            return []
         declared = self._search.study.user_attrs.get("spread")
         if declared is None:
             declared = self._space.trials
@@ -193,34 +195,44 @@ class StudyProgramme:
         if self._space.chosen_searcher == "sobol":
             declared = self._space.trials
         points = spread_points(self._space.but(trials=declared), self.resolution)
-        self._search.enqueue_once((f"spread {number}", point) for number, point in enumerate(points))
+        return self._untried(enumerate(points))
+
+    def _untried(self, points: Iterable[tuple[int, Point]]) -> list[Proposal]:
+        """Points of the spread that no trial was begun with yet, by their numbers."""
+        labelled = ((f"spread {number}", point) for number, point in points)
+        return [
+            Proposal(point, label=label, distributions=distributions_of(self._space.domains, point))
+            for label, point in labelled
+            if not self._search.was_labelled(label)
+        ]
 
     def _sampled(self) -> Assignment | None:
-        """The searcher's next trial; ``None`` where it has nothing new to propose."""
-        self._enqueue_guided()
+        """The next trial of the search; ``None`` where there is nothing new to propose."""
+        self._prepare_guided()
         for _ in range(MAX_DISCARDED):
-            trial, point = self._search.ask(self._space.domains.drawn)
-            config = self._space.at(self._base, point, SEARCH_SEED)
+            proposal = self._spread.pop(0) if self._spread else self._search.ask(self._space.domains.drawn)
+            config = self._space.at(self._base, proposal.point, SEARCH_SEED)
             violations = self._violations(config)
             if any(value > 0 for value in violations.values()):
-                self._search.discard(trial, "outside the constraints", violations)
+                self._search.discard(proposal, "outside the constraints", violations)
             elif config.key in self._search.assignments:
-                self._search.discard(trial, f"the same as trial {config.key}")
+                self._search.discard(proposal, f"the same as trial {config.key}")
             else:
-                return self._search.enrol(Assignment(config, "search"), trial)
+                return self._search.enrol(Assignment(config, "search"), proposal)
         self._exhausted = True
         return None
 
-    def _enqueue_guided(self) -> None:
-        """Queue the next point: where smaller resolutions say, or in its turn one spread over the whole range."""
+    def _prepare_guided(self) -> None:
+        """Have the next point where smaller resolutions say, or in its turn spread over the whole range."""
+        if not self._guide.guides:
+            return
         number = len(self._search.assignments)
-        norm = self._guide.norm_of(number) if self._guide.guides else None
-        if norm is not None:
-            point = self._guide.point(norm, number, *effects_in(norm, self._outcomes_of_search()))
-            self._search.enqueue_once([(f"{GUIDED} {number}", point)])
-        elif self._guide.guides:
+        norm = self._guide.norm_of(number)
+        if norm is None:
             points = spread_points(self._space, self.resolution)
-            self._search.enqueue_once([(f"spread {number}", points[number % len(points)])])
+            self._spread = self._untried([(number, points[number % len(points)])])
+        elif not self._search.was_labelled(label := f"{GUIDED} {number}"):
+            self._search.enqueue(label, self._guide.point(norm, number, *effects_in(norm, self._outcomes_of_search())))
 
     def _outcomes_of_search(self) -> Iterator[SearchOutcome]:
         """Every search trial with its final metric and that of its replay control."""
