@@ -13,6 +13,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import mean, median
 
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         began = time.process_time()
         console = Console(quiet=True)
-        with copying(copy, console) as copies:
+        with closing(programme), copying(copy, console) as copies:
             run_programme(programme, places_of, sleeper, title="", on_change=copies.copy_trial, console=console)
         cpu_ms = 1000 * (time.process_time() - began) / len(sleeper.driver_ms)
     told(sleeper, cpu_ms)

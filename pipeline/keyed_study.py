@@ -1,11 +1,9 @@
 """An Optuna study whose trials are found by trial key, so that nothing is asked, told or queued twice."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -17,28 +15,16 @@ from search_spaces.space import TrialConfig
 
 DECLARATION = "declaration"
 KEY, ROLE, OF, CONFIG = "key", "role", "of", "config"
-QUEUED, STAYS, FAILURES = "queued", "stays", "failures"
+LABEL, STAYS, FAILURES = "queued", "stays", "failures"
 Drawn = Callable[[Suggest], Point]
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A point that nobody has decided on yet.
-
-    Attributes:
-        trial: Optuna's, where its sampler was asked for the point; not written yet without it.
-        label: What the point is called where it was not the sampler that chose it.
-        distributions: Of its names, as Optuna keeps them; needed where it is not written yet.
-    """
-
-    point: Point
-    trial: optuna.Trial | None = None
-    label: str = ""
-    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
-
-
 class KeyedStudy:
-    """A study with one driver, read once: everything known of it is kept up to date with what is written.
+    """A study with one driver, read once and from then on only written.
+
+    The sampler works on a twin of it in memory. A trial is asked for there and written to the storage in one
+    transaction, with its point and its key: a kill at any moment leaves it whole or leaves nothing, and then the
+    next driver asks for the same again.
 
     Attributes:
         assignments: What every keyed trial is, by key, in the order of their numbers.
@@ -53,120 +39,127 @@ class KeyedStudy:
             ValueError: The storage holds a study of this name that is not ours to continue.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = _open_study(name, storage, declaration, sampler)
+        self.study = _open_study(name, storage, declaration)
         self.assignments: dict[str, Assignment] = {}
         self._storage = self.study._storage
-        self._trials: dict[str, FrozenTrial] = {}
-        self._unkeyed: list[FrozenTrial] = []
+        self._twin = optuna.create_study(study_name=name, sampler=sampler)
+        self._ids: dict[str, _Ids] = {}
         self._labels: set[str] = set()
         for trial in self.study.get_trials():
-            if QUEUED in trial.user_attrs:
-                self._labels.add(trial.user_attrs[QUEUED])
+            if KEY not in trial.user_attrs and not trial.state.is_finished():
+                trial = self._put_aside(trial)
+            self._twin.add_trial(trial)
+            if LABEL in trial.user_attrs:
+                self._labels.add(trial.user_attrs[LABEL])
             if KEY in trial.user_attrs:
-                self._remember(trial, assignment_of(trial))
-            elif trial.state == TrialState.RUNNING:
-                self._unkeyed.append(trial)
+                self._remember(assignment_of(trial), _Ids(trial._trial_id, trial.number))  # The twin counts from 0.
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that have a key, by number; not to be changed."""
-        return list(self._trials.values())
+        return [trial for trial in self._twin.get_trials(deepcopy=False) if KEY in trial.user_attrs]
 
     def trial(self, key: str) -> FrozenTrial:
         """The trial as it stands now; not to be changed."""
-        return self._trials[key]
+        return self._twin._storage.get_trial(self._ids[key].twin)
 
     def was_labelled(self, label: str) -> bool:
-        """Whether a point of this label was ever written."""
+        """Whether a point of this label was ever asked for."""
         return label in self._labels
 
-    def enqueue(self, label: str, point: Point) -> None:
-        """Have the sampler asked next for the rest of a point."""
-        self.study.enqueue_trial(dict(point), user_attrs={QUEUED: label})
-        self._labels.add(label)
+    def ask(self, drawn: Drawn, label: str = "", point: Point | None = None) -> tuple[optuna.Trial, Point]:
+        """A new trial and its point, not written yet: the sampler's, but for the names that are given.
 
-    def ask(self, drawn: Drawn) -> Proposal:
-        """The sampler's next point; one whose asking was cut short by a kill is asked to its end first."""
-        trial = optuna.Trial(self.study, self._unkeyed.pop(0)._trial_id) if self._unkeyed else self.study.ask()
+        Args:
+            label: What the given names are called; kept with the trial.
+        """
+        if point is not None:
+            self._twin.enqueue_trial(dict(point), user_attrs={LABEL: label})
+            self._labels.add(label)
+        trial = self._twin.ask()
 
         def suggest(name: str, domain: Domain) -> Any:
             return trial._suggest(name, distribution_of(domain))
 
-        return Proposal(drawn(suggest), trial)
+        return trial, drawn(suggest)
 
-    def enrol(self, assignment: Assignment, proposal: Proposal | None = None) -> Assignment:
-        """Give a trial its key; from now on it is found.
-
-        A trial that is not written yet is written at once with all it has, or not at all.
-        """
+    def enrol(self, assignment: Assignment, trial: optuna.Trial | None = None) -> Assignment:
+        """Write a trial with its key, a new one where none was asked for; from now on it is found."""
+        trial = trial or self._twin.ask()
         attributes = {ROLE: assignment.role, CONFIG: assignment.config.model_dump(mode="json"), KEY: assignment.key}
         if assignment.role != "search":
-            attributes = {OF: assignment.of, **attributes}
-        if proposal and proposal.trial:
-            for name, value in attributes.items():  # The key last: a trial with a key is whole.
-                proposal.trial.set_user_attr(name, value)
-            trial_id = proposal.trial._trial_id
-        else:
-            trial_id = self._create(TrialState.RUNNING, proposal, attributes)
-        self._remember(self._storage.get_trial(trial_id), assignment)
+            attributes[OF] = assignment.of
+        for name, value in attributes.items():
+            trial.set_user_attr(name, value)
+        self._remember(assignment, _Ids(self._written(trial), trial._trial_id))
         return assignment
 
-    def discard(self, proposal: Proposal, reason: str, violations: Mapping[str, float] | None = None) -> None:
-        """End a point that nobody will run; what it violates is told to the sampler."""
-        state = TrialState.PRUNED if violations else TrialState.FAIL
-        if proposal.trial is None:
-            self._create(state, proposal, {DISCARDED: reason}, violations)
-            return
+    def discard(self, trial: optuna.Trial, reason: str, violations: Mapping[str, float] | None = None) -> None:
+        """Write a trial that nobody will run; what it violates is told to the sampler."""
         for name, value in (violations or {}).items():
-            proposal.trial.set_constraint(name, value)
-        proposal.trial.set_user_attr(DISCARDED, reason)
-        self.study.tell(proposal.trial, state=state)
+            trial.set_constraint(name, value)
+        trial.set_user_attr(DISCARDED, reason)
+        self._twin.tell(trial, state=TrialState.PRUNED if violations else TrialState.FAIL)
+        self._written(trial)
 
     def running(self) -> list[Assignment]:
         """Trials that were asked for and not yet told."""
-        return [self.assignments[key] for key, trial in self._trials.items() if trial.state == TrialState.RUNNING]
+        running = (trial for trial in self.trials() if trial.state == TrialState.RUNNING)
+        return [self.assignments[trial.user_attrs[KEY]] for trial in running]
 
     def report(self, key: str, step: int, metric: float) -> None:
         """Record an intermediate value; a step already recorded is left alone."""
-        trial = self._trials[key]
+        trial = self.trial(key)
         if step not in trial.intermediate_values and not trial.state.is_finished():
-            self._storage.set_trial_intermediate_value(trial._trial_id, step, metric)
-            trial.intermediate_values[step] = metric
+            self._write(key, lambda storage, trial_id: storage.set_trial_intermediate_value(trial_id, step, metric))
 
     def note(self, key: str, name: str, value: Any) -> None:
         """Set an attribute of a trial that still runs."""
-        trial = self._trials[key]
-        self._storage.set_trial_user_attr(trial._trial_id, name, value)
-        trial.set_user_attr(name, value)
+        self._write(key, lambda storage, trial_id: storage.set_trial_user_attr(trial_id, name, value))
 
     def tell(self, key: str, state: TrialState, value: float | None = None) -> None:
-        """End a trial; one that has ended is left alone."""
-        trial = self._trials[key]
-        if not trial.state.is_finished():
-            self._trials[key] = self.study.tell(trial.number, value, state=state)
+        """End a trial; one that has ended is left alone. A pruned one has its last intermediate value."""
+        trial = self.trial(key)
+        if trial.state.is_finished():
+            return
+        if state == TrialState.PRUNED and trial.last_step is not None:
+            value = trial.intermediate_values[trial.last_step]
+        values = None if value is None else [value]
+        self._write(key, lambda storage, trial_id: storage.set_trial_state_values(trial_id, state, values))
 
-    def _create(
-        self,
-        state: TrialState,
-        proposal: Proposal | None,
-        attributes: dict[str, Any],
-        violations: Mapping[str, float] | None = None,
-    ) -> int:
-        """Write a trial in one transaction; its id."""
-        if proposal and proposal.label:
-            attributes = attributes | {QUEUED: proposal.label}
-            self._labels.add(proposal.label)
+    def _put_aside(self, trial: FrozenTrial) -> FrozenTrial:
+        """End a trial that somebody else has queued or begun; as it stands now."""
+        self._storage.set_trial_user_attr(trial._trial_id, DISCARDED, "not asked for by atdiff")
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return self._storage.get_trial(trial._trial_id)
+
+    def _written(self, trial: optuna.Trial) -> int:
+        """Write a trial of the twin in one transaction; its id."""
+        frozen = self._twin._storage.get_trial(trial._trial_id)
         template = optuna.trial.create_trial(
-            state=state,
-            params=dict(proposal.point) if proposal else None,
-            distributions=dict(proposal.distributions) if proposal else None,
-            user_attrs=attributes,
-            constraints=dict(violations) if violations else None,
+            state=frozen.state,
+            params=frozen.params,
+            distributions=frozen.distributions,
+            user_attrs=frozen.user_attrs,
+            constraints=frozen.constraints,
         )
         return self._storage.create_new_trial(self.study._study_id, template)
 
-    def _remember(self, trial: FrozenTrial, assignment: Assignment) -> None:
-        self._trials[assignment.key] = trial
+    def _write(self, key: str, write: Callable[[BaseStorage, int], Any]) -> None:
+        """Do the same to a trial in the storage and in the twin, which has nothing that the storage lacks."""
+        ids = self._ids[key]
+        write(self._storage, ids.stored)
+        write(self._twin._storage, ids.twin)
+
+    def _remember(self, assignment: Assignment, ids: "_Ids") -> None:
+        self._ids[assignment.key] = ids
         self.assignments[assignment.key] = assignment
+
+
+class _Ids(NamedTuple):
+    """Of one trial in the storage and in the twin."""
+
+    stored: int
+    twin: int
 
 
 def assignment_of(trial: FrozenTrial) -> Assignment:
@@ -175,15 +168,11 @@ def assignment_of(trial: FrozenTrial) -> Assignment:
     return Assignment(TrialConfig.model_validate(attrs[CONFIG]), attrs[ROLE], attrs.get(OF, ""))
 
 
-def _open_study(
-    name: str, storage: BaseStorage, declaration: Mapping[str, Any], sampler: BaseSampler | None
-) -> optuna.Study:
+def _open_study(name: str, storage: BaseStorage, declaration: Mapping[str, Any]) -> optuna.Study:
     try:
-        study = optuna.create_study(
-            storage=storage, study_name=name, direction="minimize", load_if_exists=True, sampler=sampler
-        )
+        study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+        study = optuna.load_study(storage=storage, study_name=name)
     if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         directions = ", ".join(direction.name.lower() for direction in study.directions)
         raise ValueError(f"the study {name!r} in the storage is one to {directions}, ours minimizes; rename the space")

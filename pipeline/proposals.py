@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from scipy.stats.qmc import LatinHypercube, Sobol
 
 from atdiff_core.randomness import derived_seed
-from search_spaces.domains import Choice, Domain, Point, SearchedDomains
+from search_spaces.domains import Choice, Domain, Point
 from search_spaces.space import Space
 
 DISCARDED = "discarded"
@@ -134,8 +134,3 @@ def distribution_of(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Choice):
         return CategoricalDistribution(domain.values)
     return FloatDistribution(domain.low, domain.high, log=domain.log)
-
-
-def distributions_of(domains: SearchedDomains, point: Point) -> dict[str, BaseDistribution]:
-    """Those of a point's names."""
-    return {name: distribution_of(domain) for name, domain in domains.searched().items() if name in point}

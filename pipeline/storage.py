@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from atdiff_core.files import read_json, write_json
+from pipeline.sqlite_files import write_ahead
 
 STORAGE = "storage.json"
 JOURNAL = "journal:///"
@@ -58,9 +59,19 @@ def _opened_database(url: str) -> BaseStorage:
     else:
         raise StorageLost(f"a storage is a URL of sqlite, journal or postgresql, got one of {kind!r}")
     try:
-        return RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
+        storage = RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
     except ModuleNotFoundError:
         raise StorageLost("PostgreSQL needs a driver; run: pip install 'atdiff[postgres]'") from None
+    if kind == "sqlite" and parsed.database and Path(parsed.database).is_file():
+        write_ahead(storage.engine, Path(parsed.database).absolute())
+    return storage
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Let go of a storage; an SQLite file is whole by itself then, without its write-ahead log."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def shown(url: str) -> str:

@@ -19,17 +19,19 @@ from atdiff_core.controls import replay_control
 from atdiff_core.perturbations import FreeAT
 from pipeline.guide import Guide, SearchOutcome, Taught, effects_in
 from pipeline.halving import goes_on
-from pipeline.keyed_study import FAILURES, QUEUED, STAYS, KeyedStudy, Proposal
+from pipeline.keyed_study import FAILURES, LABEL, STAYS, KeyedStudy
 from pipeline.lease import Lease
-from pipeline.proposals import distributions_of, sampler_of, spread_points
+from pipeline.proposals import sampler_of, spread_points
 from pipeline.records import Assignment, rung_kpass
 from pipeline.repetition import planned_repetitions, repeated
-from pipeline.storage import open_storage, reaching_storage
+from pipeline.storage import close_storage, open_storage, reaching_storage
 from search_spaces.domains import Point
 from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
 GUIDED = "guided"
+Labelled = tuple[str, Point]
+"""A point that the search begins with, and what it is called in the study."""
 MAX_DISCARDED = 100
 """Proposals in a row that may be outside the constraints, or known, before the search is at its end."""
 Outcome = Literal["complete", "pruned", "failed"]
@@ -64,7 +66,8 @@ class StudyProgramme:
         self.storage_url = storage_url
         self.resolution = base.train.network.resolution
         self._guide = Guide(space, space.dimension(self.resolution), taught or {})
-        self._open(open_storage(storage_url))
+        self._storage = open_storage(storage_url)
+        self._open(self._storage)
 
     @reaching_storage
     def _open(self, storage: BaseStorage) -> None:
@@ -87,6 +90,7 @@ class StudyProgramme:
     def close(self) -> None:
         """Leave the study to the next driver."""
         self._lease.release()
+        close_storage(self._storage)
 
     @reaching_storage
     def ask(self) -> Assignment | None:
@@ -140,7 +144,7 @@ class StudyProgramme:
         at_rung = rung is not None and round(kpass * 1000) == round(rung * 1000)
         if not at_rung or not assignment.may_stop_early or trial.state.is_finished():
             return True
-        if str(trial.user_attrs.get(QUEUED, "")).startswith(GUIDED):
+        if str(trial.user_attrs.get(LABEL, "")).startswith(GUIDED):
             return True  # Put on the side of the valley for what it tells there, which takes its whole budget.
         decided = trial.user_attrs.get(STAYS)
         if decided is None:
@@ -180,7 +184,7 @@ class StudyProgramme:
         self._open_keys.add(assignment.key)
         return assignment
 
-    def _declared_spread(self) -> list[Proposal]:
+    def _declared_spread(self) -> list[Labelled]:
         """The spread of the trials asked for at the start, where it was not tried yet; an extension is sampled.
 
         A guided study spreads its points one by one, when their turn comes.
@@ -195,44 +199,40 @@ class StudyProgramme:
         if self._space.chosen_searcher == "sobol":
             declared = self._space.trials
         points = spread_points(self._space.but(trials=declared), self.resolution)
-        return self._untried(enumerate(points))
-
-    def _untried(self, points: Iterable[tuple[int, Point]]) -> list[Proposal]:
-        """Points of the spread that no trial was begun with yet, by their numbers."""
-        labelled = ((f"spread {number}", point) for number, point in points)
-        return [
-            Proposal(point, label=label, distributions=distributions_of(self._space.domains, point))
-            for label, point in labelled
-            if not self._search.was_labelled(label)
-        ]
+        labelled = ((f"spread {number}", point) for number, point in enumerate(points))
+        return [(label, point) for label, point in labelled if not self._search.was_labelled(label)]
 
     def _sampled(self) -> Assignment | None:
         """The next trial of the search; ``None`` where there is nothing new to propose."""
-        self._prepare_guided()
+        if self._guide.guides:
+            self._spread = self._guided()
         for _ in range(MAX_DISCARDED):
-            proposal = self._spread.pop(0) if self._spread else self._search.ask(self._space.domains.drawn)
-            config = self._space.at(self._base, proposal.point, SEARCH_SEED)
+            trial, point = self._search.ask(self._space.domains.drawn, *(self._spread.pop(0) if self._spread else ()))
+            config = self._space.at(self._base, point, SEARCH_SEED)
             violations = self._violations(config)
             if any(value > 0 for value in violations.values()):
-                self._search.discard(proposal, "outside the constraints", violations)
+                self._search.discard(trial, "outside the constraints", violations)
             elif config.key in self._search.assignments:
-                self._search.discard(proposal, f"the same as trial {config.key}")
+                self._search.discard(trial, f"the same as trial {config.key}")
             else:
-                return self._search.enrol(Assignment(config, "search"), proposal)
+                return self._search.enrol(Assignment(config, "search"), trial)
         self._exhausted = True
         return None
 
-    def _prepare_guided(self) -> None:
-        """Have the next point where smaller resolutions say, or in its turn spread over the whole range."""
-        if not self._guide.guides:
-            return
+    def _guided(self) -> list[Labelled]:
+        """The next point: where smaller resolutions say, or in its turn one spread over the whole range.
+
+        None where it was tried already, and lay outside the constraints.
+        """
         number = len(self._search.assignments)
         norm = self._guide.norm_of(number)
+        label = f"spread {number}" if norm is None else f"{GUIDED} {number}"
+        if self._search.was_labelled(label):
+            return []
         if norm is None:
             points = spread_points(self._space, self.resolution)
-            self._spread = self._untried([(number, points[number % len(points)])])
-        elif not self._search.was_labelled(label := f"{GUIDED} {number}"):
-            self._search.enqueue(label, self._guide.point(norm, number, *effects_in(norm, self._outcomes_of_search())))
+            return [(label, points[number % len(points)])]
+        return [(label, self._guide.point(norm, number, *effects_in(norm, self._outcomes_of_search())))]
 
     def _outcomes_of_search(self) -> Iterator[SearchOutcome]:
         """Every search trial with its final metric and that of its replay control."""

@@ -1,0 +1,53 @@
+"""How an SQLite file is written: through a write-ahead log where its disk is this machine's own.
+
+With SQLite's defaults a commit waits for the disk; with the log it waits for nothing, a killed process
+loses nothing, and a power cut may cost the last commits but never the file. The log needs memory that
+all its readers share, which a network file system does not have; there the defaults stay.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+LOCAL_DISKS = frozenset({"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"})
+
+
+def write_ahead(engine: Engine, path: Path) -> None:
+    """Have the connections of an engine use a write-ahead log, and notice a file that is no longer theirs.
+
+    Args:
+        path: Of the engine's file, which exists.
+    """
+    identity = _identity(path)
+
+    def prepare(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    def check(connection: object, record: object, proxy: object) -> None:
+        if _identity(path) != identity:  # SQLite would write on into a file that has no name.
+            raise OSError(f"{path} was deleted, or replaced by another file, while it was in use")
+
+    if _has_local_disk(path):
+        event.listen(engine, "connect", prepare)
+    event.listen(engine, "checkout", check)
+    engine.dispose()  # Connections made before know nothing of it.
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _has_local_disk(path: Path) -> bool:
+    """Whether the disk is known not to be a network's."""
+    where = path.resolve()
+    mounts = [each for each in psutil.disk_partitions(all=True) if where.is_relative_to(each.mountpoint)]
+    nearest = max(mounts, key=lambda each: len(each.mountpoint), default=None)
+    return nearest is not None and nearest.fstype in LOCAL_DISKS
