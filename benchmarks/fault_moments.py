@@ -24,6 +24,7 @@ class Moment:
         first: The call at which the first seed dies, counted from 1.
         step: How many calls later each further seed dies.
         reports: Whether the sweep must go on to its report for the moment to come.
+        sqlite_only: Whether other storages do not have the moment.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Moment:
     first: int = 1
     step: int = 1
     reports: bool = False
+    sqlite_only: bool = False
 
     def call_of(self, seed: int) -> int:
         """Number of the fatal call."""
@@ -42,10 +44,17 @@ MOMENTS = (
     Moment("while the folder is claimed", "before", "pipeline.workspace:write_json", step=0),
     Moment("while the base model trains", "after", "pipeline.trial:append_curve"),
     Moment("before the study is opened", "before", "pipeline.sweep:StudyProgramme", step=0),
-    Moment("while the spread is queued", "after", "optuna.study:Study.enqueue_trial", step=0),
-    Moment("after ask, before the key", "after", "optuna.study:Study.ask"),
-    Moment("between two attributes of a trial", "before", "optuna.trial:Trial.set_user_attr", 3, 5),
-    Moment("after the key, before the folder", "after", "pipeline.keyed_study:KeyedStudy.enrol"),
+    Moment("before a point of the spread is asked for", "after", "optuna.study:Study.enqueue_trial", step=0),
+    Moment("after ask, before the trial is written", "after", "optuna.study:Study.ask"),
+    Moment(
+        "in the middle of writing a trial",
+        "before",
+        "optuna.storages:RDBStorage._set_trial_attr_without_commit",
+        first=3,
+        step=5,
+        sqlite_only=True,
+    ),
+    Moment("after the trial is written, before its folder", "after", "pipeline.keyed_study:KeyedStudy.enrol"),
     Moment("after the folder, before training", "after", "pipeline.inline:declare", 2),
     Moment("in the middle of training", "after", "pipeline.trial:append_curve", 9, 7),
     Moment("during an evaluation", "after", "atdiff_core.metrics.evaluation:features_of", 5, 2),

@@ -262,7 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="killed sweeps at a time")
     parser.add_argument("--moments", default="", help="only those whose name contains this")
     given = parser.parse_args(arguments)
-    chosen = [moment for moment in MOMENTS if given.moments in moment.name]
+    sqlite = given.storage == "sqlite"
+    chosen = [moment for moment in MOMENTS if given.moments in moment.name and (sqlite or not moment.sqlite_only)]
     began = time.monotonic()
     verdicts = []
     with tempfile.TemporaryDirectory() as scratch:
