@@ -30,12 +30,12 @@ comparison = Comparison(
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
     pretraining=Phase(
-        budget_kpass=144,
-        optimization=Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=4),
+        budget_kpass=448,
+        optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=20),
     ),
     finetuning=Phase(
-        budget_kpass=7.168,
-        optimization=Optimization(learning_rate=5e-4, decay="linear", ema_half_life_kpass=1),
+        budget_kpass=28.672,
+        optimization=Optimization(learning_rate=5e-4, decay="linear", ema_half_life_kpass=4),
     ),
     arms=(
         Arm(name="plain", objective=student, perturbation=Unperturbed()),
@@ -51,6 +51,6 @@ comparison = Comparison(
     ),
     seeds=3,
     evaluation=EvaluationConfig(
-        samples=256, reference=2_000, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2))
+        samples=512, reference=2_000, samplers=(Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2))
     ),
 )

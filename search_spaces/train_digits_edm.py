@@ -13,8 +13,8 @@ config = {
         "network": preset("digits", resolution=8, image_channels=1),
         "objective": EDM(noise=KarrasNoise(kind="edm")),
         "perturbation": Unperturbed(),
-        "optimization": Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=10),
-        "budget_kpass": 64,
+        "optimization": Optimization(learning_rate=2e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=20),
+        "budget_kpass": 448,
     },
     "evaluation": EvaluationConfig(
         samples=256, samplers=(Sampler(kind="edm_dpmpp_2m", nfe=10), Sampler(kind="edm_euler", nfe=18))
