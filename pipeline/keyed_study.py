@@ -85,9 +85,9 @@ class KeyedStudy:
     def enrol(self, assignment: Assignment, trial: optuna.Trial | None = None) -> Assignment:
         """Write a trial with its key, a new one where none was asked for; from now on it is found."""
         trial = trial or self._twin.ask()
-        attributes = {ROLE: assignment.role, CONFIG: assignment.config.model_dump(mode="json"), KEY: assignment.key}
+        attributes = {CONFIG: assignment.config.model_dump(mode="json"), KEY: assignment.key}
         if assignment.role != "search":
-            attributes[OF] = assignment.of
+            attributes |= {ROLE: assignment.role, OF: assignment.of}
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         self._remember(assignment, _Ids(self._written(trial), trial._trial_id))
@@ -165,7 +165,7 @@ class _Ids(NamedTuple):
 def assignment_of(trial: FrozenTrial) -> Assignment:
     """What a keyed trial is."""
     attrs = trial.user_attrs
-    return Assignment(TrialConfig.model_validate(attrs[CONFIG]), attrs[ROLE], attrs.get(OF, ""))
+    return Assignment(TrialConfig.model_validate(attrs[CONFIG]), attrs.get(ROLE, "search"), attrs.get(OF, ""))
 
 
 def _open_study(name: str, storage: BaseStorage, declaration: Mapping[str, Any]) -> optuna.Study:
