@@ -7,7 +7,6 @@ could not be copied stays marked and is copied whole later. Copying is idempoten
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

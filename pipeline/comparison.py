@@ -14,7 +14,7 @@ from pipeline.driver import Rung, driving, open_rung
 from pipeline.records import Assignment
 from pipeline.workspace import Workspace
 from search_spaces.comparison import UNKNOWN_TEACHER, Comparison, Pretrained
-from search_spaces.space import TrialConfig
+from search_spaces.space import StudentPhase, TrialConfig
 
 
 def run_comparison(
@@ -63,6 +63,9 @@ def rung_of(comparison: Comparison) -> Rung:
             if arm.objective.needs_teacher:
                 arm.objective.check_teacher(taught.noise)
         teacher_key = taught.key
+        if isinstance(comparison.pretraining, StudentPhase):
+            taught.check_fits(comparison.network)
+            comparison.objective.check_start(taught.noise)
 
     def base_config(dataset: str, prompts: str) -> TrialConfig:
         return comparison.base_config(dataset, start_key, teacher_key, prompts)

@@ -260,6 +260,8 @@ class Driver:
         resolution = assignment.config.train.network.resolution
         rung = next(rung for rung in self.rungs if rung.shards.resolution == resolution)
         start = (rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve()
+        if assignment.role == "base" and rung.teacher:
+            start = rung.teacher.resolve()
         return Places(
             shards=anywhere(rung.folder),
             folder=self.workspace.trial(assignment.key).resolve(),

@@ -23,7 +23,7 @@ from atdiff_core.train_config import (
 )
 from search_spaces.loading import load_declared
 from search_spaces.resources import Resources, Workers, check_workers
-from search_spaces.space import Phase, TrialConfig
+from search_spaces.space import Phase, StudentPhase, TrialConfig
 
 PLAIN = "plain"
 BASE_SEED = 0
@@ -82,9 +82,9 @@ class Comparison(Config):
             the fingerprint of the shards is.
         network: The U-Net, resolution included.
         objective: The loss of the base model.
-        pretraining: From random weights to the base model; or where the base model lies; or
-            ``Scratch()``. A base that still improves hides every effect behind plain fine-tuning,
-            which sees the most distinct images: let it converge.
+        pretraining: From random weights to the base model, or from the teacher's (``StudentPhase``);
+            or where the base model lies; or ``Scratch()``. A base that still improves hides every
+            effect behind plain fine-tuning, which sees the most distinct images: let it converge.
         teacher: What teaches the arms whose objective needs a teacher: the ``base`` model, or a
             snapshot that exists already.
         finetuning: From the base model to the end of a trial, for every arm.
@@ -106,7 +106,7 @@ class Comparison(Config):
     shards: str
     network: Network
     objective: Objective
-    pretraining: Phase | Pretrained | Scratch
+    pretraining: Phase | StudentPhase | Pretrained | Scratch
     teacher: Pretrained | Literal["base"] = "base"
     finetuning: Phase
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -143,6 +143,8 @@ class Comparison(Config):
         """Base model and teacher must be what the objective can start from and learn from."""
         if self.teacher == "base" and self.objective.needs_teacher:
             raise ValueError(f"{self.objective.kind} cannot teach itself: give teacher=Pretrained(...)")
+        if isinstance(self.pretraining, StudentPhase) and not self.objective.needs_teacher:
+            raise ValueError(f"{self.objective.kind} has no teacher to begin at: give pretraining=Phase(...)")
         if not isinstance(self.pretraining, Scratch):
             objective.check_start(self.objective.noise)
         if objective.needs_teacher and self.teacher == "base":
@@ -214,6 +216,8 @@ class Comparison(Config):
         """
         guided = self.objective.embeds_guidance
         phase = self.pretraining if isinstance(self.pretraining, Phase) else self.finetuning
+        if isinstance(self.pretraining, StudentPhase):
+            start_from = teacher
         train = TrainConfig(
             network=self.network.fitting(embeds_guidance=guided, adapts=start_from != SCRATCH),
             objective=self.objective,

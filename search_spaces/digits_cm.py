@@ -17,7 +17,7 @@ from atdiff_core.perturbations import FreeAT, RandomPerturbation, Unperturbed
 from atdiff_core.samplers import Sampler
 from search_spaces.comparison import Arm, Comparison, Pretrained
 from search_spaces.demo_cm import distillation
-from search_spaces.space import Phase
+from search_spaces.space import Phase, StudentPhase
 
 student, solver = distillation, distillation.but(perturbed="solver")
 ball = L2Ball(radius=0.03)
@@ -29,7 +29,7 @@ comparison = Comparison(
     network=preset("digits", resolution=8, image_channels=1),
     objective=student,
     teacher=Pretrained(snapshot="runs/digits_teacher/snapshot"),
-    pretraining=Phase(
+    pretraining=StudentPhase(
         budget_kpass=448,
         optimization=Optimization(learning_rate=1e-3, decay="linear", warmup_kpass=6.4, ema_half_life_kpass=20),
     ),

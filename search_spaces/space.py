@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,12 @@ class TeacherPhase(Phase):
     """
 
     objective: Objective
+
+
+class StudentPhase(Phase):
+    """A stretch that makes a student: a base model that begins at its teacher's weights."""
+
+    begins_at: Literal["teacher"] = "teacher"
 
 
 class Stopping(Config):

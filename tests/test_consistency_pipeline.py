@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import ConsistencyModelPipeline
+from rich.console import Console
 from sweep_helpers import tiny_space, write_digits
 from synthetic_sweep import Truth, write_sweep
 from typer.testing import CliRunner
@@ -24,6 +26,7 @@ from atdiff_core.samplers import Sampler
 from atdiff_core.snapshots import load_snapshot
 from pipeline.cli import app
 from pipeline.comparison import assignments, rung_of
+from pipeline.driver import driving
 from pipeline.places import Places
 from pipeline.records import SNAPSHOT, Assignment, declare, load_record
 from pipeline.report.page import write_report
@@ -35,10 +38,11 @@ from pipeline.workspace import Workspace
 from search_spaces.comparison import Arm, Comparison, Pretrained, Scratch
 from search_spaces.demo_cm import space as demo_cm
 from search_spaces.domains import ReachDomains, choice, log_range
-from search_spaces.space import Phase, Replication, Space, TeacherPhase
+from search_spaces.space import Phase, Replication, Space, StudentPhase, TeacherPhase
 
 PHASE = Optimization(learning_rate=1e-3, ema_half_life_kpass=0.05)
 DISTILLATION = ConsistencyDistillation(noise=KarrasNoise(num_levels=6), unit="noise")
+STUDENT = StudentPhase(budget_kpass=0.064, optimization=PHASE)
 SAMPLERS = (Sampler(kind="cm", nfe=1), Sampler(kind="cm", nfe=2), Sampler(kind="edm_euler", nfe=2))
 FREE_AT = FreeAT(ball=L2Ball(radius=0.05), num_replays=2, step_size=0.05)
 
@@ -159,9 +163,33 @@ def test_arms_are_taught_by_the_base_model_or_by_a_snapshot(
     assert again.trial_evaluation.samplers == SAMPLERS[:2]
 
 
+@pytest.mark.slow
+def test_a_base_model_that_is_a_student_begins_at_its_teacher(
+    shards: Path, taught: tuple[Space, Assignment, Places], tmp_path: Path
+) -> None:
+    _, base, places = taught
+    begins = StudentPhase(budget_kpass=0.064, optimization=PHASE.but(learning_rate=1e-9))
+    declared = comparison(
+        shards, objective=DISTILLATION, teacher=Pretrained(snapshot=str(places.teacher)), pretraining=begins
+    )
+    assert Comparison.model_validate_json(declared.model_dump_json()) == declared
+    rung = rung_of(declared)
+    assert rung.base.train.start_from == rung.base.train.teacher == base.config.train.key
+    workspace = Workspace(tmp_path, declared.name)
+    with driving(declared, [rung], workspace, cpus=1, console=Console(quiet=True), inline=True) as driver:
+        driver.run_bases()
+    ours, theirs = (
+        load_snapshot(folder).network.state_dict()
+        for folder in (workspace.trial(rung.base.key) / SNAPSHOT, places.teacher)
+    )
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert {each.config.train.start_from for each in assignments(declared, rung.base)} == {rung.base.train.key}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"pretraining": STUDENT}, "edm has no teacher to begin at: give pretraining=Phase"),
         ({"objective": DISTILLATION}, "consistency_distillation cannot teach itself: give teacher=Pretrained"),
         ({"pretraining": Scratch()}, "consistency_distillation needs a teacher, there is no base"),
         ({"evaluation": EvaluationConfig(samplers=SAMPLERS[:2])}, "none of the samplers cm_1, cm_2 can step"),

@@ -6,7 +6,7 @@ from pipeline.comparison_results import Cell, ComparisonResult
 from pipeline.effects import LEVEL, Effect
 from pipeline.report.wording import number, percent
 from search_spaces.comparison import PLAIN, Pretrained, Scratch
-from search_spaces.space import Phase
+from search_spaces.space import Phase, StudentPhase
 
 MARKS = {"better": "▼", "worse": "▲"}
 
@@ -50,6 +50,8 @@ def start_sentence(result: ComparisonResult) -> str:
     comparison = result.comparison
     budget = f"for {number(comparison.finetuning.budget_kpass)} kpass, to within a minibatch."
     match comparison.pretraining:
+        case StudentPhase(budget_kpass=kpass):
+            base = f"the same student ({number(kpass)} kpass from its teacher's weights, {comparison.resolution} px)"
         case Phase(budget_kpass=kpass):
             base = f"the same base model ({number(kpass)} kpass, {comparison.resolution} px)"
         case Pretrained(snapshot=folder):
