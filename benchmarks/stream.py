@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyspng
 import torch
 import webdataset
 from PIL import Image
@@ -34,7 +35,6 @@ from rich.table import Table
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from sklearn.datasets import load_sample_images
 
-from atdiff_core.data.decoding import PICTURES
 from atdiff_core.data.index import ShardIndex, load_index, parsed_index
 from atdiff_core.data.members import MemberTable, members_file
 from atdiff_core.data.order import Layout, SampleOrder
@@ -67,9 +67,9 @@ def decoded(content: bytes, extension: str) -> np.ndarray[Any, Any]:
     if extension == "jpg":
         decode_jpeg_header(content)
         pixels: np.ndarray[Any, Any] = decode_jpeg(content, "RGB")
-        return pixels
-    image = PICTURES[extension](io.BytesIO(content))
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+    else:
+        pixels = pyspng.load(content)
+    return pixels
 
 
 def take(batches: Iterator[Any], count: int) -> None:
