@@ -30,22 +30,14 @@ class KeyedStudy:
         assignments: What every keyed trial is, by key, in the order of their numbers.
     """
 
-    def __init__(
-        self, name: str, storage: BaseStorage, declaration: Mapping[str, Any], sampler: BaseSampler | None = None
-    ) -> None:
-        """Open the study, or create it.
-
-        Raises:
-            ValueError: The storage holds a study of this name that is not ours to continue.
-        """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = _open_study(name, storage, declaration)
+    def __init__(self, study: optuna.Study, sampler: BaseSampler | None = None) -> None:
+        """Read a study that nobody else writes to any more."""
+        self.study, self._storage = study, study._storage
         self.assignments: dict[str, Assignment] = {}
-        self._storage = self.study._storage
-        self._twin = optuna.create_study(study_name=name, sampler=sampler)
+        self._twin = optuna.create_study(study_name=study.study_name, sampler=sampler)
         self._ids: dict[str, _Ids] = {}
         self._labels: set[str] = set()
-        for trial in self.study.get_trials():
+        for trial in study.get_trials(deepcopy=False):
             if KEY not in trial.user_attrs and not trial.state.is_finished():
                 trial = self._put_aside(trial)
             self._twin.add_trial(trial)
@@ -168,7 +160,13 @@ def assignment_of(trial: FrozenTrial) -> Assignment:
     return Assignment(TrialConfig.model_validate(attrs[CONFIG]), attrs.get(ROLE, "search"), attrs.get(OF, ""))
 
 
-def _open_study(name: str, storage: BaseStorage, declaration: Mapping[str, Any]) -> optuna.Study:
+def open_study(name: str, storage: BaseStorage, declaration: Mapping[str, Any]) -> optuna.Study:
+    """Open a study, or create it.
+
+    Raises:
+        ValueError: The storage holds a study of this name that is not ours to continue.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="minimize", load_if_exists=True)
     except optuna.exceptions.DuplicatedStudyError:

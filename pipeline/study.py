@@ -19,7 +19,7 @@ from atdiff_core.controls import replay_control
 from atdiff_core.perturbations import FreeAT
 from pipeline.guide import Guide, SearchOutcome, Taught, effects_in
 from pipeline.halving import goes_on
-from pipeline.keyed_study import FAILURES, LABEL, STAYS, KeyedStudy
+from pipeline.keyed_study import FAILURES, LABEL, STAYS, KeyedStudy, open_study
 from pipeline.lease import Lease
 from pipeline.proposals import sampler_of, spread_points
 from pipeline.records import Assignment, rung_kpass
@@ -73,9 +73,10 @@ class StudyProgramme:
     def _open(self, storage: BaseStorage) -> None:
         space, name = self._space, f"{self._space.name}/{self.resolution}px"
         declaration = space.model_dump(mode="json", exclude={*OPERATIONAL, *EXTENDABLE}) | {"base": self._base.key}
-        self._search = KeyedStudy(name, storage, declaration, sampler_of(space, self.resolution))
-        self._lease = Lease(self._search.study)
-        self._extras = KeyedStudy(f"{name}/controls", storage, declaration)
+        study = open_study(name, storage, declaration)
+        self._lease = Lease(study)  # Before anything is read that another driver might still write.
+        self._search = KeyedStudy(study, sampler_of(space, self.resolution))
+        self._extras = KeyedStudy(open_study(f"{name}/controls", storage, declaration))
         self._spread = self._declared_spread()
         # A dead driver's trials go on under their keys, from their checkpoints.
         self._waiting = [*self._extras.running(), *self._search.running()]

@@ -110,6 +110,20 @@ def test_everything_is_told_once_and_nothing_is_left_running(space: Space, base:
         assert set(trial.intermediate_values) == ({64, 128} if trial.state == TrialState.COMPLETE else {64})
 
 
+def test_trials_that_somebody_else_queued_or_began_are_put_aside(space: Space, base: TrialConfig, url: str) -> None:
+    StudyProgramme(space, base, url).close()
+    study = optuna.load_study(study_name="tiny/8px", storage=open_storage(url))
+    study.ask()
+    study.enqueue_trial({"eta": 0.1})
+    programme = StudyProgramme(space, base, url)
+    keys = run(programme)
+    assert programme.finished
+    assert len(keys) == programme.planned_trials()
+    foreign = [trial for trial in study.trials if "key" not in trial.user_attrs]
+    assert [trial.state for trial in foreign] == [TrialState.FAIL] * 2
+    assert {trial.user_attrs["discarded"] for trial in foreign} == {"not asked for by atdiff"}
+
+
 def test_eight_trials_at_once_report_and_end_in_any_order(space: Space, base: TrialConfig, url: str) -> None:
     space = space.but(trials=12)
     programme = StudyProgramme(space, base, url)
