@@ -121,6 +121,8 @@ class KeyedStudy:
     def _put_aside(self, trial: FrozenTrial) -> FrozenTrial:
         """End a trial that somebody else has queued or begun; as it stands now."""
         self._storage.set_trial_user_attr(trial._trial_id, DISCARDED, "not asked for by atdiff")
+        if trial.state == TrialState.WAITING:
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # None may end unbegun.
         self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return self._storage.get_trial(trial._trial_id)
 
