@@ -15,24 +15,26 @@ from sqlalchemy.engine import Engine
 LOCAL_DISKS = frozenset({"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"})
 
 
-def write_ahead(engine: Engine, path: Path) -> None:
-    """Have the connections of an engine use a write-ahead log, and notice a file that is no longer theirs.
+def keep_file(engine: Engine, path: Path) -> None:
+    """Have an engine write as the file's disk allows, and notice a file that is no longer its own.
 
     Args:
         path: Of the engine's file, which exists.
     """
     identity = _identity(path)
 
+    local = _has_local_disk(path)
+
     def prepare(connection: Any, record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA journal_mode={'WAL' if local else 'DELETE'}")
+        if local:
+            connection.execute("PRAGMA synchronous=NORMAL")
 
     def check(connection: object, record: object, proxy: object) -> None:
         if _identity(path) != identity:  # SQLite would write on into a file that has no name.
             raise OSError(f"{path} was deleted, or replaced by another file, while it was in use")
 
-    if _has_local_disk(path):
-        event.listen(engine, "connect", prepare)
+    event.listen(engine, "connect", prepare)
     event.listen(engine, "checkout", check)
     engine.dispose()  # Connections made before know nothing of it.
 

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from atdiff_core.files import read_json, write_json
-from pipeline.sqlite_files import write_ahead
+from pipeline.sqlite_files import keep_file
 
 STORAGE = "storage.json"
 JOURNAL = "journal:///"
@@ -63,7 +63,7 @@ def _opened_database(url: str) -> BaseStorage:
     except ModuleNotFoundError:
         raise StorageLost("PostgreSQL needs a driver; run: pip install 'atdiff[postgres]'") from None
     if kind == "sqlite" and parsed.database and Path(parsed.database).is_file():
-        write_ahead(storage.engine, Path(parsed.database).absolute())
+        keep_file(storage.engine, Path(parsed.database).absolute())
     return storage
 
 

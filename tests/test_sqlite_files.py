@@ -45,9 +45,12 @@ def test_a_study_that_is_left_is_one_whole_file(file: Path, tmp_path: Path) -> N
     assert keys == [(f'"{asked.key}"',)]
 
 
-def test_a_disk_of_the_network_keeps_the_defaults(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_files, "LOCAL_DISKS", frozenset())
+@pytest.mark.parametrize("moved_there", [False, True])
+def test_a_disk_of_the_network_has_the_defaults(file: Path, moved_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"sqlite:///{file}"
+    if moved_there:
+        close_storage(open_storage(url))
+    monkeypatch.setattr(sqlite_files, "LOCAL_DISKS", frozenset())
     assert (pragma(url, "journal_mode"), pragma(url, "synchronous")) == ("delete", "2")
 
 
