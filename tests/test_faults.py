@@ -6,7 +6,7 @@ from benchmarks.fault_moments import MOMENTS, Moment, _owner
 from benchmarks.faults import Harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-CHEAP = ("after ask, before the key", "during a checkpoint", "after the result, before tell")
+CHEAP = ("in the middle of writing a trial", "during a checkpoint", "after the result, before tell")
 
 
 @pytest.fixture(scope="module")
