@@ -50,7 +50,7 @@ class TeacherPhase(Phase):
 
 
 class StudentPhase(Phase):
-    """A stretch that makes a student: a base model that begins at its teacher's weights."""
+    """A stretch that makes a student: the base model of a comparison that begins at its teacher's weights."""
 
     begins_at: Literal["teacher"] = "teacher"
 
@@ -200,6 +200,8 @@ class Space(Config):
                 "a space searches Free-AT, which climbs what it descends; the attack of this objective "
                 f"({self.objective.kind}) is another function"
             )
+        if isinstance(self.pretraining, StudentPhase):
+            raise ValueError("a sweep trains its teacher itself: give pretraining=TeacherPhase(...), or Phase(...)")
         if self.base_objective.needs_teacher:
             raise ValueError(f"{self.objective.kind} needs a teacher: make it by pretraining=TeacherPhase(...)")
         self.objective.check_start(self.base_objective.noise)
