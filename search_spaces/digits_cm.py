@@ -6,7 +6,8 @@
 
 The base model is the plain distillation of that teacher; every arm goes on from it with another
 scheme at exactly equal passes (the budget is a multiple of every arm's minibatch). Student and solver
-arms have the same amplitude, in units of the noise; the random control has it too.
+arms have the same amplitude, in units of the noise; the random control has it too. Two more arms perturb
+the student by a third and a tenth of it.
 """
 
 from atdiff_core.balls import L2Ball
@@ -21,7 +22,12 @@ from search_spaces.space import Phase, StudentPhase
 
 student, solver = distillation, distillation.but(perturbed="solver")
 ball = L2Ball(radius=0.03)
-attack = FreeAT(ball=ball, num_replays=3, step_size=ball.radius / 2)
+
+
+def free_at(radius: float) -> FreeAT:
+    """Three replays, half the radius a step."""
+    return FreeAT(ball=L2Ball(radius=radius), num_replays=3, step_size=radius / 2)
+
 
 comparison = Comparison(
     name="digits-cm",
@@ -43,11 +49,13 @@ comparison = Comparison(
         Arm(
             name="random",
             objective=student,
-            perturbation=RandomPerturbation(ball=ball, num_replays=3, step_size=attack.step_size),
+            perturbation=RandomPerturbation(ball=ball, num_replays=3, step_size=ball.radius / 2),
             reference="replay",
         ),
-        Arm(name="free-at-student", objective=student, perturbation=attack, reference="replay"),
-        Arm(name="free-at-solver", objective=solver, perturbation=attack, reference="replay"),
+        Arm(name="free-at-student", objective=student, perturbation=free_at(ball.radius), reference="replay"),
+        Arm(name="free-at-solver", objective=solver, perturbation=free_at(ball.radius), reference="replay"),
+        Arm(name="a-third", objective=student, perturbation=free_at(0.01), reference="replay"),
+        Arm(name="a-tenth", objective=student, perturbation=free_at(0.003), reference="replay"),
     ),
     seeds=3,
     evaluation=EvaluationConfig(
