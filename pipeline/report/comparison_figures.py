@@ -26,6 +26,7 @@ from pipeline.report.drawing import (
     STYLE,
     VERMILLION,
     blank_figure,
+    legend_below,
     log_x,
     log_y,
     say,
@@ -185,7 +186,7 @@ def forest_figure(result: ComparisonResult) -> Figure:
         _key("D", "mean over all samplers and NFE"),
         _key("|", "one seed"),
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, keys)
     return figure
 
 
@@ -282,7 +283,7 @@ def _legend(figure: Figure, result: ComparisonResult, more: Sequence[Line2D], on
         Line2D([], [], color=colour, linestyle=line, marker="o", markersize=3.5, label=f"{arm} ({_seeds(result, arm)})")
         for arm, (colour, line) in styles.items()
     ]
-    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+    legend_below(figure, [*handles, *more], columns=4)
 
 
 def _seeds(result: ComparisonResult, arm: str) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -102,6 +102,15 @@ def trial_legend(trials: Iterable[TrialRecord]) -> list[Line2D]:
 
 def _key(marker: str, face: str, edge: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="", marker=marker, markerfacecolor=face, markeredgecolor=edge, label=label)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int = 3) -> None:
+    """A legend under all axes in as many columns as fit into the figure, ``columns`` at most; none without handles."""
+    for count in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=count, fontsize=8.5, frameon=False)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def as_svg(figure: Figure, prefix: str) -> str:

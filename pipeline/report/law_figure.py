@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atdiff_core.laws import LawRefused, PowerLaw
-from pipeline.report.drawing import BLACK, BLUE, GREY, PALE, VERMILLION, blank_figure, log_x, log_y, say
+from pipeline.report.drawing import BLACK, BLUE, GREY, PALE, VERMILLION, blank_figure, legend_below, log_x, log_y, say
 from pipeline.report.wording import law_title, number, verdict_of
 from pipeline.results import StudyResult, SweepResult
 
@@ -48,9 +48,7 @@ def law_figure(result: SweepResult) -> Figure:
     say(axes, law_title(result))
     if isinstance(law, LawRefused):
         axes.text(0.98, 0.02, "without a law nothing is predicted", transform=axes.transAxes, ha="right", color=GREY)
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    legend_below(figure, axes.get_legend_handles_labels()[0], columns=2)
     return figure
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.evaluations import Cell
-from pipeline.report.drawing import REPLAY_COLOURS, STYLE, blank_figure, log_x, log_y
+from pipeline.report.drawing import REPLAY_COLOURS, STYLE, blank_figure, legend_below, log_x, log_y
 
 PANEL_INCHES, COLUMNS, MARKERS = 3.6, 4, "os^Dv<>P"
 
@@ -46,8 +46,7 @@ def nfe_figure(cells: Sequence[Cell], metric: str, *, label: str, title: str) ->
     missing = len(cells) - len(drawn)
     left_out = f" ({missing} of {len(cells)} values are not above zero and left out)" if missing else ""
     figure.suptitle(title + left_out, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(models)), fontsize=9, frameon=False)
+    legend_below(figure, panels[0].get_legend_handles_labels()[0], columns=4)
     return figure
 
 

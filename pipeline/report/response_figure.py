@@ -20,6 +20,7 @@ from pipeline.report.drawing import (
     PALE,
     ROLE_COLOURS,
     blank_figure,
+    legend_below,
     log_x,
     mark_trial,
     replay_colours,
@@ -62,13 +63,7 @@ def response_figure(study: StudyResult) -> Figure:
     axes.set_ylabel("change of the metric against replay\n(below 0 is better)")
     say(axes, study_title(study))
     lines, _ = axes.get_legend_handles_labels()
-    figure.legend(
-        handles=[*trial_legend(trial for trial, _, _ in points), *lines],
-        loc="outside lower center",
-        ncols=3,
-        fontsize=8.5,
-        frameon=False,
-    )
+    legend_below(figure, [*trial_legend(trial for trial, _, _ in points), *lines])
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from atdiff_core.metrics.features import as_uint8
-from pipeline.report.drawing import GREY, REPLAY_COLOURS, STYLE, blank_figure, log_x
+from pipeline.report.drawing import GREY, REPLAY_COLOURS, STYLE, blank_figure, legend_below, log_x
 
 MARKERS = "os^Dv<>P"
 TILE_INCHES, CAPTION_INCHES = 0.95, 2.2
@@ -43,8 +43,7 @@ def bands_figure(panels: Mapping[str, Series], *, title: str, lines: Mapping[str
         axes.set_xlabel("NFE per image")
         axes.set_ylabel(label)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    handles, names = drawn[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=9, frameon=False)
+    legend_below(figure, drawn[0].get_legend_handles_labels()[0], columns=4)
     return figure
 
 

@@ -13,6 +13,7 @@ from pipeline.report.drawing import (
     BLACK,
     ROLE_COLOURS,
     blank_figure,
+    legend_below,
     log_x,
     log_y,
     mark_trial,
@@ -57,9 +58,7 @@ def nfe_figure(study: StudyResult) -> Figure:
         axes.set_ylim(min(heights) / 1.03, max(heights) * 1.03)
     panels[0].set_ylabel(distance_name(study))
     say(panels[0], f"{study.resolution} px: metric against NFE (lower is better)")
-    handles, names = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, panels[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -113,8 +112,7 @@ def attack_figure(study: StudyResult) -> Figure:
     handles = trial_legend(trials)
     if study.of_role("random"):
         handles += gain.plot([], [], "D", color=ROLE_COLOURS["random"], label="random direction")
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    legend_below(figure, handles)
     return figure
 
 
