@@ -260,7 +260,7 @@ class Driver:
         resolution = assignment.config.train.network.resolution
         rung = next(rung for rung in self.rungs if rung.shards.resolution == resolution)
         start = (rung.start or self.workspace.trial(rung.base.key) / SNAPSHOT).resolve()
-        if assignment.role == "base" and rung.teacher:
+        if assignment.role == "base" and rung.teacher:  # Nothing else is there to begin a base model at.
             start = rung.teacher.resolve()
         return Places(
             shards=anywhere(rung.folder),

@@ -17,6 +17,15 @@ DECLARATION = "declaration"
 KEY, ROLE, OF, CONFIG = "key", "role", "of", "config"
 LABEL, STAYS, FAILURES = "queued", "stays", "failures"
 Drawn = Callable[[Suggest], Point]
+Labelled = tuple[str, Point]
+"""A point that somebody else than the sampler chose, some of its names at least, and what it is called."""
+
+
+class _Ids(NamedTuple):
+    """Of one trial in the storage and in the twin."""
+
+    stored: int
+    twin: int
 
 
 class KeyedStudy:
@@ -58,13 +67,10 @@ class KeyedStudy:
         """Whether a point of this label was ever asked for."""
         return label in self._labels
 
-    def ask(self, drawn: Drawn, label: str = "", point: Point | None = None) -> tuple[optuna.Trial, Point]:
-        """A new trial and its point, not written yet: the sampler's, but for the names that are given.
-
-        Args:
-            label: What the given names are called; kept with the trial.
-        """
-        if point is not None:
+    def ask(self, drawn: Drawn, given: Labelled | None = None) -> tuple[optuna.Trial, Point]:
+        """A new trial and its point, not written yet: the sampler's, but for the names that are given."""
+        if given is not None:
+            label, point = given
             self._twin.enqueue_trial(dict(point), user_attrs={LABEL: label})
             self._labels.add(label)
         trial = self._twin.ask()
@@ -144,16 +150,9 @@ class KeyedStudy:
         write(self._storage, ids.stored)
         write(self._twin._storage, ids.twin)
 
-    def _remember(self, assignment: Assignment, ids: "_Ids") -> None:
+    def _remember(self, assignment: Assignment, ids: _Ids) -> None:
         self._ids[assignment.key] = ids
         self.assignments[assignment.key] = assignment
-
-
-class _Ids(NamedTuple):
-    """Of one trial in the storage and in the twin."""
-
-    stored: int
-    twin: int
 
 
 def assignment_of(trial: FrozenTrial) -> Assignment:

@@ -19,19 +19,16 @@ from atdiff_core.controls import replay_control
 from atdiff_core.perturbations import FreeAT
 from pipeline.guide import Guide, SearchOutcome, Taught, effects_in
 from pipeline.halving import goes_on
-from pipeline.keyed_study import FAILURES, LABEL, STAYS, KeyedStudy, open_study
+from pipeline.keyed_study import FAILURES, LABEL, STAYS, KeyedStudy, Labelled, open_study
 from pipeline.lease import Lease
 from pipeline.proposals import sampler_of, spread_points
 from pipeline.records import Assignment, rung_kpass
 from pipeline.repetition import planned_repetitions, repeated
 from pipeline.storage import close_storage, open_storage, reaching_storage
-from search_spaces.domains import Point
 from search_spaces.space import EXTENDABLE, OPERATIONAL, Space, TrialConfig
 
 SEARCH_SEED = 0
 GUIDED = "guided"
-Labelled = tuple[str, Point]
-"""A point that the search begins with, and what it is called in the study."""
 MAX_DISCARDED = 100
 """Proposals in a row that may be outside the constraints, or known, before the search is at its end."""
 Outcome = Literal["complete", "pruned", "failed"]
@@ -208,7 +205,8 @@ class StudyProgramme:
         if self._guide.guides:
             self._spread = self._guided()
         for _ in range(MAX_DISCARDED):
-            trial, point = self._search.ask(self._space.domains.drawn, *(self._spread.pop(0) if self._spread else ()))
+            given = self._spread.pop(0) if self._spread else None
+            trial, point = self._search.ask(self._space.domains.drawn, given)
             config = self._space.at(self._base, point, SEARCH_SEED)
             violations = self._violations(config)
             if any(value > 0 for value in violations.values()):

@@ -83,11 +83,8 @@ def test_a_jpeg_that_is_none_of_the_set_is_told(content: bytes, message: str) ->
 
 @given(st.data())
 def test_a_damaged_jpeg_is_told_or_has_the_pixels_that_pillow_sees(data: st.DataObject) -> None:
-    content = bytearray(jpeg(picture("RGB")))
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(20, len(content)))]
-    found, message = outcome(bytes(content), "jpg")
+    content = damaged(jpeg(picture("RGB")), data)
+    found, message = outcome(content, "jpg")
     if message:
         assert message.startswith(("not a readable JPG", "width, height and mode are"))
     else:
@@ -154,12 +151,17 @@ def test_a_png_that_is_none_of_the_set_is_told(content: bytes, message: str) -> 
 
 @given(st.data())
 def test_a_damaged_png_is_told_or_has_its_own_pixels(data: st.DataObject) -> None:
-    content = bytearray(png(picture("RGB")))
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(20, len(content)))]
-    found, message = outcome(bytes(content), "png")
+    content = damaged(png(picture("RGB")), data)
+    found, message = outcome(content, "png")
     assert message.startswith("not a readable PNG") if message else np.array_equal(found, np.asarray(picture("RGB")))
+
+
+def damaged(content: bytes, data: st.DataObject) -> bytes:
+    """With some bytes changed, and perhaps cut off."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(changed[: data.draw(st.integers(20, len(content)))])
 
 
 def outcome(content: bytes, extension: str) -> tuple[Any, str]:

@@ -69,11 +69,3 @@ def test_a_file_that_was_deleted_is_one_line_and_nothing_is_written_into_the_voi
     with pytest.raises(StorageLost, match="was deleted, or replaced") as told:
         programme.tell(asked.key, "complete", 1.0)
     assert "\n" not in str(told.value)
-
-
-def test_a_storage_that_is_let_go_opens_again(file: Path) -> None:
-    url = f"sqlite:///{file}"
-    storage = open_storage(url)
-    optuna.create_study(storage=storage, study_name="one")
-    close_storage(storage)
-    assert [study.study_name for study in open_storage(url).get_all_studies()] == ["one"]

@@ -117,7 +117,7 @@ class SampleDecoder:
         side, channels = self.index.resolution, self.index.image_channels
         try:
             header = checked_header(content)  # The decoder does not look at checksums.
-            if header[:4] == (side, side, 8, PNG_COLOURS[channels]):
+            if header == (side, side, 8, PNG_COLOURS[channels], 0, 0, 0):
                 pixels: NDArray[np.uint8] = pyspng.load(content)
                 return pixels.reshape(side, side, channels)
         except Exception as error:  # As below.

@@ -11,7 +11,7 @@ LENGTH_AND_TYPE, CHECKSUM, FIELDS = Struct(">I4s"), Struct(">I"), Struct(">IIBBB
 
 
 class PngHeader(NamedTuple):
-    """The fields of the header; ``colour`` is 0 for grey, 2 for RGB, and others."""
+    """The fields of the header: ``depth`` in bits, ``colour`` 0 for grey and 2 for RGB, the last three mostly 0."""
 
     width: int
     height: int
