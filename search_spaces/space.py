@@ -201,7 +201,7 @@ class Space(Config):
                 f"({self.objective.kind}) is another function"
             )
         if isinstance(self.pretraining, StudentPhase):
-            raise ValueError("a sweep trains its teacher itself: give pretraining=TeacherPhase(...), got a StudentPhase")
+            raise ValueError("a sweep trains its own teacher: give pretraining=TeacherPhase(...), not StudentPhase")
         if self.base_objective.needs_teacher:
             raise ValueError(f"{self.objective.kind} needs a teacher: make it by pretraining=TeacherPhase(...)")
         self.objective.check_start(self.base_objective.noise)

@@ -206,7 +206,7 @@ def test_a_comparison_of_students_that_cannot_be_run_is_refused(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"pretraining": STUDENT}, "a sweep trains its teacher itself"),
+        ({"pretraining": STUDENT}, "a sweep trains its own teacher"),
         ({"pretraining": Phase(budget_kpass=1, optimization=PHASE)}, "needs a teacher: make it by pretraining=Teacher"),
         ({"objective": Denoising()}, "the weights to start from were trained with the noise"),
         ({"evaluation": EvaluationConfig(samplers=SAMPLERS[2:])}, "none of the samplers edm_euler_2 can step"),
